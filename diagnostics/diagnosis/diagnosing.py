@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from diagnostics.comparison.legs.answers import is_right
@@ -25,6 +26,8 @@ from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import check_measurable
 
+LOOK_LAYERS = 4
+"""Layers to supervise, at most: each costs a part of a step."""
 ASKED = MeasurementPlan("diagnosis", generate=False, pictures=PICTURES)
 """What is measured of every probe, beside attention: is the answer asked of the picture?"""
 HIDDEN = MeasurementPlan("diagnosis", generate=False, kinds=(OCCLUSION,), controls=2)
@@ -133,9 +136,18 @@ def diagnose_model(
             model=name,
             probe_file=probe_file,
             resampler=family.paths.connector_attention is not None,
+            look_layers=others_of(records[members[0].id]),
         )
         found[group] = GroupDiagnosis(evidence, stage, remedy)
     return Diagnosis(name, family.name, found, records)
+
+
+def others_of(record: AttentionRecord) -> list[int]:
+    """At most ``LOOK_LAYERS`` of the attending language layers that are not the record's key layers, evenly spaced."""
+    attending = np.flatnonzero(np.isfinite(record.visual_share).all(axis=1))
+    others = [int(layer) for layer in attending if layer not in record.layers]
+    places = np.linspace(0, len(others) - 1, min(LOOK_LAYERS, len(others))).round().astype(int)
+    return [others[place] for place in places]
 
 
 def _probed(

@@ -78,9 +78,12 @@ def remedy_of(
     model: str,
     probe_file: str,
     resampler: bool,
+    look_layers: Sequence[int] = (),
 ) -> Remedy:
     """The remedy of one group.
 
+    look_layers   language layers to supervise where the model does not look: not the key layers, in which attention is
+                  judged. () where it has no other
     resampler   the connector attends: then what an answer looks at is decided there too, so it trains beside the
                 language layers
     """
@@ -92,7 +95,9 @@ def remedy_of(
     flags = ["--use_lora", "True"]
     flags += ["--train_connector", "True"] if CONNECTOR in trains else []
     flags += ["--vision", "lora"] if VISION in trains else []
-    flags += ["--look_weight", LOOK_WEIGHT] if stage.name == NOT_LOOKED_AT else []
+    if stage.name == NOT_LOOKED_AT:
+        flags += ["--look_weight", LOOK_WEIGHT]
+        flags += ["--look_layers", ",".join(map(str, look_layers))] if look_layers else []
     command = ["python", "finetune.py", "--model_name_or_path", model, "--data_path", DATA, *flags]
     command += ["--monitor", "True", "--probes", probe_file]
     return Remedy(shlex.join(command), trains, _samples(str(stage.name), probes, decides), _guards(probes))

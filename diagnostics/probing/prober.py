@@ -140,6 +140,12 @@ class Prober:
             ),
         )
 
+    @property
+    def looks_through_supervised(self) -> bool:
+        """Does the model look at pictures through a resampler whose attention was trained on?"""
+        attends = self.family.paths.connector_attention is not None
+        return self.supervised is not None and self.supervised.connector and attends
+
     def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:
         """One probe → its record."""
         [record] = self.run_all(step, model_name, probes=[probe])
@@ -270,6 +276,7 @@ class Prober:
             highest_logit=whole(seen.highest_logit),
             supervised_layers=() if self.supervised is None else self.supervised.layers,
             supervised_picture=self.supervised is not None and self.supervised.saw(probe.images),
+            supervised_connector=self.looks_through_supervised,
             trained_picture=any_of(probe.images, self.seen),
             precision=self._precision,
             probe_mark=probe_mark(probe),

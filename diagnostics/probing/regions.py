@@ -70,7 +70,7 @@ def place_coverage(
 
     Places have the region's area in pixels. Where cells stand for areas of different size (cut at the border, tiles
     that overlap) they cover more or fewer cells than the region, and attention that is the same on every token would
-    differ. Places that no cell is of are left out. Not to be written to.
+    differ. A cell may so count more than once. Places that no cell is of are left out. Not to be written to.
     """
     layout = _Layout(np.asarray(image.cell_boxes_pixels).tobytes(), image)
     found, own = (tuple(tuple(tuple(box) for box in boxes) for boxes in one) for one in (places, (region,)))

@@ -19,6 +19,7 @@ and, where measured, ``random_mass/NAME``, ``salient_mass/NAME``, ``sinks``, ``r
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,13 +148,15 @@ class AttentionRecord:
     picture_controls       margins with the picture replaced
     patches, patched_from  margins with another model's attention patterns put back, and that model
     salient_mass           as random_mass, on area-matched places whose contrast is nearest the region's
-    random_mass            region name → Float32[all layers, heads]: mean mass on area-matched random regions, [0, 1]
+    random_mass            region name → Float32[all layers, heads]: mean mass on area-matched random regions, each for
+                           the region's share of cells: above 1 at most where they cover fewer cells than it does
     sinks                  Bool[layers, keys]: tokens that are attention sinks in each key layer
     region_mass_without_sinks   as region_mass, of rows whose sink keys are 0; only where there are sinks
     head_entropy           Float32[all layers, heads]: entropy of the answer query's whole row over its largest, [0, 1]
     highest_logit          Float32[all layers, heads]: highest attention logit of the answer query
     supervised_layers      language layers whose attention was trained on (``--look_weight``)
     supervised_picture     this probe's picture was among those it was trained on
+    supervised_connector   so was the attention of the resampler, through which every layer looks at the picture
     trained_picture        a picture of this probe is in the training data
     precision              that the model was measured in (``diagnostics.probing.precision``); "" in older records
     probe_mark             of the probe as it was measured (``diagnostics.records.probe_marks``); "" in older records
@@ -181,6 +184,7 @@ class AttentionRecord:
     patched_from: PatchSource | None = None
     supervised_layers: tuple[int, ...] = ()
     supervised_picture: bool = False
+    supervised_connector: bool = False
     trained_picture: bool = False
     precision: str = ""
     probe_mark: str = ""
@@ -299,6 +303,7 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
         "patched_from": None if record.patched_from is None else record.patched_from._asdict(),
         "supervised_layers": list(record.supervised_layers),
         "supervised_picture": record.supervised_picture,
+        "supervised_connector": record.supervised_connector,
         "trained_picture": record.trained_picture,
         "precision": record.precision,
         "probe_mark": record.probe_mark,
@@ -342,11 +347,19 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
             header.get("supervised_layers", ())
         ),  # not in records from before it was known
         supervised_picture=header.get("supervised_picture", False),
+        supervised_connector=header.get("supervised_connector", _may_be_supervised(header)),
         trained_picture=header.get("trained_picture", False),
         precision=header.get("precision", ""),
         probe_mark=header.get("probe_mark", ""),
         **optional,
         **named,
+    )
+
+
+def _may_be_supervised(header: Mapping[str, Any]) -> bool:
+    """Of a record from before it was known: the resampler's attention was trained on, if any was."""
+    return bool(header.get("supervised_layers")) and any(
+        image["through_connector"] for image in header["images"]
     )
 
 

@@ -28,6 +28,9 @@ OPTIONAL = ("sinks", "head_entropy", "highest_logit")
 SHARE_MAX = 1.01
 """A share of attention is at most 1; the rest is what half precision adds."""
 _PER_HEAD = ("region_mass", "random_mass", "salient_mass", "region_mass_without_sinks")
+_IN_PLACE_OF = ("random_mass", "salient_mass")
+"""Of places that stand in for a region, for its share of cells: above 1 where they cover fewer cells than it does, and
+never more than there are cells."""
 
 
 class FieldError(ValueError):
@@ -83,8 +86,9 @@ def check_header(header: Any) -> None:
     if "supervised_layers" in header:
         _list_of(header, "supervised_layers", _COUNT, "a list of layer numbers")
         _need(header, "supervised_picture", lambda one: isinstance(one, bool), "true or false")
-    if "trained_picture" in header:
-        _need(header, "trained_picture", lambda one: isinstance(one, bool), "true or false")
+    for name in ("supervised_connector", "trained_picture"):
+        if name in header:
+            _need(header, name, lambda one: isinstance(one, bool), "true or false")
     for name in ("precision", "probe_mark"):
         if name in header:
             _need(header, name, lambda one: isinstance(one, str), "text")
@@ -106,7 +110,10 @@ def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:
     for kind in _PER_HEAD:
         for name in header["names"].get(kind, ()):
             _array(arrays, f"{kind}/{name}", "f", (every, heads))
-            _layer_shares(arrays, f"{kind}/{name}", mapped)
+            most = SHARE_MAX
+            if kind in _IN_PLACE_OF and header["images"]:
+                most = max(most, math.prod(header["images"][0]["grid"]))
+            _layer_shares(arrays, f"{kind}/{name}", mapped, most)
     if "sinks" in arrays:
         _array(arrays, "sinks", "b", (layers, keys))
     for name in ("head_entropy", "highest_logit"):
@@ -323,8 +330,9 @@ def _shares(arrays: Arrays, name: str, most: float = SHARE_MAX) -> None:
         raise _mismatch(name, _ends(array), "attention, from 0 to 1")
 
 
-def _layer_shares(arrays: Arrays, name: str, mapped: np.ndarray) -> None:
-    """Shares by layer and head: from 0 to 1 in layers with an attention map, and NaN in the others (linear attention).
+def _layer_shares(arrays: Arrays, name: str, mapped: np.ndarray, most: float = SHARE_MAX) -> None:
+    """Shares by layer and head: from 0 to ``most`` in layers with an attention map, and NaN in the others (linear
+    attention).
 
     mapped   Bool[layers]
     """
@@ -334,8 +342,8 @@ def _layer_shares(arrays: Arrays, name: str, mapped: np.ndarray) -> None:
         raise _mismatch(
             name, f"NaN or infinity in {wrong} of {len(mapped)} layers", "numbers where visual_share has them"
         )
-    if mapped.any() and (array[mapped].min() < 0 or array[mapped].max() > SHARE_MAX):
-        raise _mismatch(name, _ends(array[mapped]), "shares of attention, from 0 to 1")
+    if mapped.any() and (array[mapped].min() < 0 or array[mapped].max() > most):
+        raise _mismatch(name, _ends(array[mapped]), f"shares of attention, from 0 to {int(most)}")
 
 
 def _ends(array: np.ndarray) -> str:

@@ -84,7 +84,8 @@ class Placed(NamedTuple):
 def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: Rows) -> Iterator[Placed]:
     """The rows that write each supervised phrase: of token t it is row t − 1. No picture is needed.
 
-    Raises ValueError where an answer does not have a phrase, or its tokens do not give its words.
+    Raises ValueError where an answer does not have a phrase, or its tokens do not give its words, and for two phrases
+    that begin in one token: one row would be taught two places.
     """
     for turn, (start, end) in zip(conversation.turns, encoded.turn_spans, strict=True):
         if not of_turn(turn):
@@ -93,10 +94,23 @@ def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: R
         if not any(isinstance(part, BoxRef) for part in turn.parts):
             turn = replace(turn, parts=("".join(texts),))  # as the tokenizer reads it, which may change it
         written = written_words(turn.parts, texts)
+        begun: dict[int, str] = {}
         for look, begin, stop in places(turn):
             tokens = _with_first_bytes(tokens_of(begin, stop, written, texts), texts)
+            for token in tokens[:1]:
+                if token in begun:
+                    raise ValueError(_of_one_token(begun[token], look.phrase, texts[token]))
+                begun[token] = look.phrase
             for token in tokens[:1] if rows == "first" else tokens:
                 yield Placed(start + token - 1, look)
+
+
+def _of_one_token(first: str, second: str, token: str) -> str:
+    return (
+        f"look_at: found the phrases {first!r:.80} and {second!r:.80}, which begin in one token of this model's "
+        f"tokenizer, {token!r:.40}, so that one row of attention would be taught two places; expected one place for "
+        "each row: put the boxes into one entry, leave one of the two out, or write words between them"
+    )
 
 
 def _with_first_bytes(tokens: Sequence[int], texts: Sequence[str]) -> list[int]:

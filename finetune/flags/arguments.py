@@ -292,13 +292,14 @@ class LookArguments:
     )  # fmt: skip
     look_loss: Literal["mass", "kl"] = field(
         default="mass",
-        metadata={"help": "mass: attention to the picture lies inside the boxes up to --look_target. kl: it is spread "
-                          "over them as they cover the picture's cells."},
+        metadata={"help": "mass: of attention to all pictures before the row, a share of --look_target lies in the "
+                          "boxes. kl: it is spread over them as they cover the picture's cells."},
     )  # fmt: skip
     look_layers: str = field(
         default="key",
         metadata={"help": "Language layers that are supervised: key (those of --key_layers), all, or e.g. 8,12,16. "
-                          "Verdicts judge attention in the others alone."},
+                          "Verdicts judge attention in the other key layers alone, so key and all leave nothing to be "
+                          "judged."},
     )  # fmt: skip
     look_rows: Literal["first", "phrase"] = field(
         default="first",
@@ -309,7 +310,7 @@ class LookArguments:
     look_target: float = field(
         default=0.8,
         metadata={
-            "help": "Share of the attention to the picture that should lie inside the boxes, for mass."
+            "help": "Share of the attention to all pictures before the row that should lie inside the boxes, for mass."
         },
     )
     look_warmup: float = field(

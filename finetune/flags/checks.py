@@ -101,6 +101,8 @@ def remarks(arguments: Arguments) -> Iterator[str]:
             "--use_lora True"
         )
     yield from _idle_monitoring(arguments.monitor)
+    if arguments.training.dry_run and (why := _why_unjudged(arguments)):  # in a run, the monitor says it
+        yield f"attention will not be judged, since {why}"
     idle = _changed(arguments.evaluation, ("eval_pictures", "eval_max_new_tokens"))
     if idle and not arguments.evaluation.eval_generate:
         yield f"{', '.join(idle)}: no effect without generated answers; for them give --eval_generate N"
@@ -186,9 +188,7 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
         yield f"--stop_when {monitor.stop_when}: requires --monitor True, which decides when to stop"
     if str(training.eval_strategy.value) != "no" and data.eval_data_path is None:
         yield f"--eval_strategy {training.eval_strategy.value}: requires --eval_data_path"
-    if monitor.key_layers != "auto" and not all(
-        part.strip().isdigit() for part in monitor.key_layers.split(",")
-    ):
+    if monitor.key_layers != "auto" and not _are_numbers(monitor.key_layers):
         yield f"--key_layers: found {monitor.key_layers!r}, expected auto or layer numbers such as 8,16,24,31"
 
 
@@ -278,10 +278,13 @@ def _check_look(arguments: Arguments) -> Iterator[str]:
             "--look_layers key: the key layers are the monitor's, and there is no monitor; give --monitor True, or "
             "name layers: --look_layers all, or 8,12,16"
         )
-    elif chosen.look_layers not in ("key", "all") and not all(
-        part.strip().isdigit() for part in chosen.look_layers.split(",")
-    ):
+    elif chosen.look_layers not in ("key", "all") and not _are_numbers(chosen.look_layers):
         yield f"--look_layers: found {chosen.look_layers!r}, expected key, all, or layer numbers such as 8,12,16"
+    if monitor.stop_when is not None and (why := _why_unjudged(arguments)):
+        yield (
+            f"--stop_when {monitor.stop_when}: attention would not be judged, and without it nothing is "
+            f"{monitor.stop_when}, since {why}; or leave out --stop_when"
+        )
     if chosen.look_warmup + chosen.look_release > 1:
         yield (
             f"--look_warmup {chosen.look_warmup} with --look_release {chosen.look_release}: expected at most 1 "
@@ -294,6 +297,27 @@ def _check_look(arguments: Arguments) -> Iterator[str]:
         )
     if training.torch_compile:
         yield "--look_weight with --torch_compile: kernels are watched, and compiled ones cannot be; leave out one"
+
+
+def _why_unjudged(arguments: Arguments) -> str:
+    """Why no key layer is left in which a monitor could judge attention, and what to do; "" where one may be: which key
+    layers are chosen, and whether the model looks through a resampler, the monitor learns as it begins."""
+    chosen, monitor = arguments.look, arguments.monitor
+    if not (chosen.supervises and monitor.monitor):
+        return ""
+    covers = chosen.look_layers in ("key", "all")
+    if not covers and _are_numbers(chosen.look_layers) and _are_numbers(monitor.key_layers):
+        covers = {*monitor.chosen_layers()} <= {*chosen.listed_layers()}
+    if not covers:
+        return ""
+    return (
+        f"--look_layers {chosen.look_layers} supervises every key layer; name layers with --look_layers that leave "
+        "some of --key_layers to be judged"
+    )
+
+
+def _are_numbers(layers: str) -> bool:
+    return all(part.strip().isdigit() for part in layers.split(","))
 
 
 # These optimizers build their own parameter groups.

@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from finetune.attention.look_rows import CONNECTOR, KeptCalls, connector_rows, image_shares, over_cells
+from finetune.attention.rows import rules
 from finetune.attention.watch import Call
 from finetune.data.look import NO_TOKEN, LookBatch, Rows
 from finetune.distributed import reduced
 from finetune.families.base import Family
+from finetune.model.adaptation import component_of
 
 LookLoss = Literal["mass", "kl"]
 FLOOR = 1e-6
 """Of a mass before its logarithm: a row that looks nowhere near the boxes still has a finite gradient."""
 SMOOTHING = 0.05
-"""Share of the target of ``kl`` that is spread evenly over the picture."""
+"""Share of the target of ``kl`` that is spread evenly over the pictures that the row sees."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class LookResult(NamedTuple):
     """Supervision of one micro-batch.
 
     losses   of each supervised row, in nats: what is trained
-    mass     of each supervised row: the share of its attention to the picture that lies in the boxes, 0 to 1; of a
-             relation, of the end that it looks at less. Without gradient
+    mass     of each supervised row: the share of its attention to all pictures before it that lies in the boxes, 0 to
+             1; of a relation, of the end that it looks at less. Without gradient
 
-    Both are means over the layers in which the row sees the picture: where a window ends before it, nothing can be
-    asked. A row that sees it in none has 0.
+    Both are means over the layers in which the row sees some of the boxes, of a relation of both ends: where a window
+    ends before them, nothing can be asked. A row that sees them in none has 0.
     """
 
     losses: Float[Tensor, "rows"]
@@ -89,20 +91,54 @@ def mass_losses(
 def kl_losses(
     shares: Float[Tensor, "rows places"],
     weights: Float[Tensor, "rows ends places"],
-    is_place: Tensor,
+    seen: Tensor,
 ) -> Float[Tensor, "rows"]:
     """Σ t (log t − log p) of each row, t the boxes' coverage made a distribution, ends in equal parts, and smoothed:
-    5 % of it lie evenly on the picture.
+    5 % of it lie evenly on the pictures. What the row cannot see has no part in t.
 
-    is_place   Bool[rows, places]: False where a row has fewer places
+    seen   Bool[rows, places]: the places that a row sees (``seen_places``)
     """
-    covered = weights.to(shares)
+    covered = (weights * seen[:, None]).to(shares)
     covered = covered / covered.sum(-1, keepdim=True).clamp(min=FLOOR)
-    even = is_place.to(shares) / is_place.sum(-1, keepdim=True)
+    even = seen.to(shares) / seen.sum(-1, keepdim=True).clamp(min=1)
     aim = (1 - SMOOTHING) * covered.mean(1) + SMOOTHING * even
     known = aim > 0
     logs = torch.log(aim.where(known, 1.0)) - torch.log(shares + FLOOR)
     return (aim * logs * known).sum(-1)
+
+
+def trains_connector(model: nn.Module, family: Family) -> bool:
+    """Does a loss on attention train the connector's own attention too? Where rows are composed with it, and something
+    that moves it trains: its keys come from the tower.
+
+    model   bare, with what trains unfrozen
+    """
+    return family.paths.connector_attention is not None and any(
+        one.requires_grad and component_of(name, family.paths) in ("vision", "connector")
+        for name, one in model.named_parameters()
+    )
+
+
+def seen_tokens(call: Call, batch: LookBatch) -> Bool[Tensor, "rows tokens"]:
+    """Which image tokens may each row see in this layer, in any head? By the layer's mask: a share of attention may
+    round to 0 where a token is seen."""
+    _, most = batch.positions.shape
+    allowed, bias = rules(call, batch.sequences, batch.positions)
+    if bias is not None:  # masks that add forbid by their type's lowest number, or by −inf
+        allowed = bias > torch.finfo(bias.dtype).min / 2
+    if allowed is None:
+        return batch.is_token
+    by_row = allowed.any(1).expand(-1, most, -1)[batch.at[:, 0], batch.at[:, 1]]  # rows, keys
+    return by_row.gather(-1, batch.tokens.clamp(min=0)) & batch.is_token
+
+
+def seen_cells(
+    seen: Bool[Tensor, "rows tokens"], images: Int[Tensor, "rows images"], cells: int
+) -> Bool[Tensor, "rows places"]:
+    """Through a resampler: the cells of each image of which a row sees any token, since each token reads all cells."""
+    rows, count = images.shape
+    by_image = seen.view(rows, count, -1).any(-1) & (images >= 0)
+    return by_image.repeat_interleave(cells, dim=1)
 
 
 class Supervision:
@@ -134,24 +170,24 @@ class Supervision:
             batch = batch._replace(images=places.where(batch.images >= 0, NO_TOKEN))
         found = [self._of_layer(call, batch, connector) for call in layers]
         losses, masses, sees = (torch.stack(column) for column in zip(*found, strict=True))
-        of_seeing = len(layers) / sees.sum(0).clamp(min=1).to(
-            losses
-        )  # exactly 1 where every layer sees the picture
+        # Exactly 1 where every layer sees the boxes.
+        of_seeing = len(layers) / sees.sum(0).clamp(min=1).to(losses)
         return LookResult(losses.mean(0) * of_seeing, (masses.mean(0) * of_seeing).detach())
 
     def _of_layer(
         self, call: Call, batch: LookBatch, connector: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses and masses of the rows, 0 for those that see no picture in this layer; and which see it."""
+        """Losses and masses of the rows, 0 for those of which an end lies where this layer sees nothing; and which see
+        some of every end."""
         shares = image_shares(call, batch.sequences, batch.positions, batch.at, batch.tokens, batch.is_token)
-        is_place = batch.is_token
+        seen = seen_tokens(call, batch)
         if connector is not None:
             shares = over_cells(shares, batch.images, connector)
-            is_place = (batch.images >= 0).repeat_interleave(connector.shape[2], dim=1)
+            seen = seen_cells(seen, batch.images, connector.shape[2])
         losses, masses = mass_losses(shares, batch.weights, batch.ends, self.settings.target)
         if self.settings.loss == "kl":
-            losses = kl_losses(shares, batch.weights, is_place)
-        sees = shares.detach().sum(-1) > 0
+            losses = kl_losses(shares, batch.weights, seen)
+        sees = ((batch.weights > 0) & seen[:, None]).any(-1).all(-1)
         return losses * sees, masses * sees, sees
 
 

@@ -2,10 +2,10 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,20 @@ from finetune.flags.arguments import TrainingArguments
 from finetune.model import look_file
 from finetune.training import loss
 from finetune.training.guards import TrainingError
-from finetune.training.look import LookSettings, LookTally, Supervision
+from finetune.training.look import LookSettings, LookTally, Supervision, trains_connector
 
 SHARE_EVERY, SHARE_NUMBERS = 50, 10**8
 """The look loss's share of the gradient norm is measured once in so many steps, over at most so many numbers."""
+LANGUAGE_LOSS = "language loss"
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Who judges the model's attention while it trains: a monitor among the Trainer's callbacks."""
+
+    def will_be_supervised(self, layers: Callable[[], Sequence[int]], *, connector: bool) -> None:
+        """Where attention is trained on in the run that begins: in language layers, which are known once the key layers
+        are, and in the connector."""
 
 
 class LookSteps:
@@ -40,8 +50,9 @@ class LookSteps:
     ) -> None:
         self.settings, self.model, self.names, self.args = settings, model, names, args
         self.supervision = Supervision(settings, model, family)
+        self.trains_connector = trains_connector(model, family)
         self.tally = LookTally(len(names), args.device)
-        self.weight = 0.0
+        self.weight = self.language_nats = 0.0
         self.rows_in_step = self.step = self.share_measured_at = 0
         self.is_logged = self.is_begun = False
 
@@ -67,7 +78,14 @@ class LookSteps:
             settings = self.settings
             folder, layers = Path(str(self.args.output_dir)), settings.layers()
             try:
-                look_file.write(folder, layers, settings.pictures, weight=settings.weight, loss=settings.loss)
+                look_file.write(
+                    folder,
+                    layers,
+                    settings.pictures,
+                    weight=settings.weight,
+                    loss=settings.loss,
+                    connector=self.trains_connector,
+                )
             except ValueError as error:
                 raise TrainingError(str(error)) from error
 
@@ -128,16 +146,26 @@ class LookSteps:
         self.tally.add_norms(*norms)
 
     # --- logging -------------------------------------------------------------------------------------------------
-    def taken(self) -> dict[str, float]:
-        """What is logged, over all processes since the last log: the loss in nats, the weight, the mass in the boxes by
-        source, and the share of the gradient norm where it was measured. {} without a supervised row.
+    def add_language(self, nats: float) -> None:
+        """The language loss of a micro-batch, its share of the step's mean (``loss.step_loss``)."""
+        self.language_nats += nats
+
+    def taken(self, steps: int) -> dict[str, float]:
+        """What is logged, over all processes since the last log: the language loss in nats, its mean over these
+        ``steps``, as the Trainer's ``loss`` is; and where a row was supervised the look loss in nats, the weight, the
+        mass in the boxes by source, and the share of the gradient norm where it was measured.
 
         Every process must call this.
         """
+        language = reduced(torch.tensor(self.language_nats, device=self.args.device)).item()
+        if not self.args.average_tokens_across_devices:  # each process has a mean of its own tokens
+            language /= self.args.world_size
+        self.language_nats = 0.0
+        shown = {LANGUAGE_LOSS: language / max(steps, 1)}
         totals = self.tally.taken()
         if totals.loss_nats is None:
-            return {}
-        shown = {"look loss": totals.loss_nats, "look weight": self.weight}
+            return shown
+        shown |= {"look loss": totals.loss_nats, "look weight": self.weight}
         by_source = zip(self.names, totals.mass, strict=True)
         shown |= {f"look mass by source/{name}": mass for name, mass in by_source if not math.isnan(mass)}
         if totals.grad_share is not None:

@@ -128,7 +128,8 @@ def line(logs: Mapping[str, Any], step: int, steps: int, *, is_held_out: bool = 
 
 
 def _trained(logs: Mapping[str, Any]) -> list[str]:
-    named = {"loss": "loss", "grad_norm": "gradient norm", "look loss": "look loss", _RATE: "rate"}
+    named = {"loss": "loss", "language loss": "language loss", "grad_norm": "gradient norm"}
+    named |= {"look loss": "look loss", _RATE: "rate"}
     found = [f"{words} {float(logs[name]):.3g}" for name, words in named.items() if name in logs]
     found += [
         f"of the {name.removeprefix(_RATE + '_')} {value:.3g}"

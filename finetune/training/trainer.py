@@ -36,7 +36,7 @@ from finetune.samples.listing import shown
 from finetune.training import frozen_tower, library_log, loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
-from finetune.training.look_steps import LookSteps
+from finetune.training.look_steps import LANGUAGE_LOSS, Judge, LookSteps
 from finetune.training.progress import Progress
 from finetune.training.saving import SavingTrainer
 
@@ -164,9 +164,11 @@ class FinetuneTrainer(SavingTrainer):
         self.empty_steps = 0
         self.has_trained = False
         self.lacks_evaluation_of: str | None = None
-        self.looking = (
-            None if looking is None else LookSteps(looking, bare, self._family, self.names, self.args)
-        )
+        self.looking: LookSteps | None = None
+        if looking is not None:
+            self.looking = LookSteps(looking, bare, self._family, self.names, self.args)
+            for judge in [one for one in self.callback_handler.callbacks if isinstance(one, Judge)]:
+                judge.will_be_supervised(looking.layers, connector=self.looking.trains_connector)
 
     @property
     def names(self) -> Sequence[str]:
@@ -316,6 +318,8 @@ class FinetuneTrainer(SavingTrainer):
             self.samples_by_source += np.bincount(source_of[samples], minlength=len(self.names))
         self.trained = self._tally(self._dataset)
         self.step_tokens.clear()
+        if self.looking is not None:
+            self.looking.language_nats = 0.0
         self.empty_steps = 0
         epoch, steps_done = self.schedule.place(step)
         skipped = 0 if self.args.ignore_data_skip else steps_done * self.args.gradient_accumulation_steps
@@ -414,6 +418,8 @@ class FinetuneTrainer(SavingTrainer):
                 self.step_tokens.append(0)
             self.step_tokens[-1] += len(nats)
             self._check_loss(value.item(), len(nats))
+            if looking:
+                looking.add_language(value.item())
         if calls:
             assert looking is not None and rows is not None
             value = looking.added(value, calls, rows)
@@ -550,11 +556,15 @@ class FinetuneTrainer(SavingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and "learning_rate" in logs:  # of training steps, on every process
             logs |= self._of_training()
-            _spread(logs, "loss", len(self.step_tokens), self._empty_steps_taken())
+            steps, empty = len(self.step_tokens), self._empty_steps_taken()
+            for name in [one for one in ("loss", LANGUAGE_LOSS) if one in logs]:
+                _spread(logs, name, steps, empty)
         elif "train_loss" in logs and not self.has_trained:
             return  # resumed at its last step: duration and mean loss would be those of nothing
         elif "train_loss" in logs:
-            _spread(logs, "train_loss", self.state.global_step, self.empty_steps + self._empty_steps_taken())
+            # The mean is of the steps of this start; in transformers 5.17, over those of all starts.
+            steps = self.state.global_step - getattr(self, "_initial_global_step", 0)
+            _spread(logs, "train_loss", steps, self.empty_steps + self._empty_steps_taken())
         super().log(logs, start_time)
 
     def _empty_steps_taken(self) -> int:
@@ -571,7 +581,7 @@ class FinetuneTrainer(SavingTrainer):
         waited = reduced(torch.tensor(self.clock.taken(), device=self.args.device), distributed.ReduceOp.MAX)
         shown = {
             "waiting for data (share)": waited.item(),
-            **(self.looking.taken() if self.looking is not None else {}),
+            **(self.looking.taken(len(self.step_tokens)) if self.looking is not None else {}),
         }
         self.samples_by_source += totals.samples
         if len(names) == 1:

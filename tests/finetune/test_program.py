@@ -385,7 +385,7 @@ def test_two_processes_under_deepspeed_train_the_same(
     assert done.stdout.count("language: adapters") == 1  # the first process speaks alone
     alone, shared = (scalars(tmp_path / name / "runs") for name in ("one", "out"))
     assert list(shared["train/loss"]) == [1, 2, 3, 4]
-    for name in ("train/loss", "train/look loss"):
+    for name in ("train/loss", "train/language loss", "train/look loss"):
         assert list(shared[name].values()) == pytest.approx(list(alone[name].values()), abs=1e-4), name
     shares = [one["train/look gradient norm (share)"] for one in (alone, shared)]
     assert all([*one] == [1] and 0 < one[1] < 1 for one in shares), shares

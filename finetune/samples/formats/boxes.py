@@ -396,17 +396,21 @@ class _Places:
         yield _Found(*span, BoxRef(text[slice(*span)], boxes, label, image, style, key))
 
     def _image(self, named: Any) -> int | None:
-        count = len(self.images)
-        if not count:
+        """The place of a box's picture among pictures and videos: the one named, counted without videos, else the only
+        one, else what stands before the box."""
+        pictures = [place for place, one in enumerate(self.images) if not isinstance(one, VideoRef)]
+        count = len(pictures)
+        if not self.images:
             self.record.fault(f"{self.at}: found a box, but no picture in the conversation")
-        elif named is not None:
+        elif named is not None and count:
             if isinstance(named, int) and not isinstance(named, bool) and 0 <= named < count:
-                return named
+                return pictures[named]
+            beside = ", without videos" if count < len(self.images) else ""
             self.record.fault(
-                f"{self.at}: found a box in picture {named!r}, expected 0 to {count - 1}, counted from 0"
+                f"{self.at}: found a box in picture {named!r}, expected 0 to {count - 1}, counted from 0{beside}"
             )
-        elif count == 1:
-            return 0
+        elif count <= 1:
+            return pictures[0] if pictures else 0
         elif self.seen:
             return self.seen - 1
         else:

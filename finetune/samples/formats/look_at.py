@@ -4,8 +4,8 @@
      "look_at": [{"phrase": "Oriental Pearl Tower", "boxes": [[41, 30, 63, 52], [38, 70, 66, 98]]}]}
 
 Boxes are in pixels of the upright picture. A relation has ``ends`` in place of ``boxes``: the boxes of its subject, and
-those of its object. ``image`` says which picture, counted from 0, where there are several. A phrase has as many entries
-as it is there, the first about the first, the second about the second. Without ``look_at``,
+those of its object. ``image`` says which picture, counted from 0 without videos, where there are several. A phrase has
+as many entries as it is there, the first about the first, the second about the second. Without ``look_at``,
 ``<ref>phrase</ref><box>…</box>`` in an answer says the same.
 """
 
@@ -176,10 +176,7 @@ def _entry(entry: Any, words: str, images: Sequence[ImageRef | VideoRef]) -> Loo
         raise ValueError(
             f"phrase: {phrase!r:.80} is not in the answer {words!r:.120}; write it as the answer does"
         )
-    number = _image(entry.get("image"), images)
-    image = images[number]
-    if isinstance(image, VideoRef):
-        raise ValueError("found boxes in a video, expected a picture: boxes are of pictures only")
+    number, image = _image(entry.get("image"), images)
     if image.size_pixels is None:
         return LookAt(phrase, (), number)  # the picture cannot be read, which is a fault already
     size = image.size_pixels
@@ -208,15 +205,20 @@ def _boxes(boxes: Any, size: tuple[int, int]) -> tuple[Fractions, ...]:
     return tuple(fractions(one, "pixels", size) for one in boxes)
 
 
-def _image(named: Any, images: Sequence[ImageRef | VideoRef]) -> int:
-    count = len(images)
+def _image(named: Any, images: Sequence[ImageRef | VideoRef]) -> tuple[int, ImageRef]:
+    """The picture that ``image`` names, and its place among pictures and videos: of picture, video,
+    picture, number 1 is at place 2."""
+    pictures = [(place, one) for place, one in enumerate(images) if isinstance(one, ImageRef)]
+    count = len(pictures)
     if not count:
-        raise ValueError("found boxes, but no picture before the answer")
+        videos = ", only videos: boxes are of pictures only" if images else ""
+        raise ValueError(f"found boxes, but no picture before the answer{videos}")
     if named is None and count == 1:
-        return 0
+        return pictures[0]
     if isinstance(named, int) and not isinstance(named, bool) and 0 <= named < count:
-        return named
+        return pictures[named]
     which = "none" if named is None else repr(named)
+    beside = ", without videos" if count < len(images) else ""
     raise ValueError(
-        f"image: found {which}, expected 0 to {count - 1}, counted from 0: which picture the boxes are in"
+        f"image: found {which}, expected 0 to {count - 1}, counted from 0{beside}: which picture the boxes are in"
     )

@@ -20,6 +20,7 @@ from diagnostics.records.measurement_plan import QUICK, WATCH
 from finetune.families import family_of
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.phrases import find_phrase, token_texts
+from finetune.model.look_file import Supervised
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes
 
@@ -371,3 +372,20 @@ def test_a_question_may_say_where_its_pictures_stand(probes):
         ImageRef,
         str,
     ]
+
+
+@pytest.mark.parametrize("connector", [True, False])
+@pytest.mark.parametrize("attends", [True, False])
+def test_records_say_whether_the_resampler_was_trained_on_where_the_model_looks_through_one(
+    model, processor, probes, monkeypatch, connector, attends
+):
+    supervised = Supervised((1,), None, connector)
+    prober = Prober(
+        model, processor, key_layers=KEY_LAYERS, probes=probes[:1], depth=SILENT, supervised=supervised
+    )
+    record = prober.run(probes[0], 0, "tiny")
+    assert record.supervised_connector is connector and record.supervised_layers == (1,)
+    if not attends:  # what it says of families whose connector has no attention
+        paths = replace(prober.family.paths, connector_attention=None)
+        monkeypatch.setattr(type(prober.family), "paths", paths)
+        assert prober.looks_through_supervised is False

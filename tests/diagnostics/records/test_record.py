@@ -117,6 +117,21 @@ def test_records_from_before_overviews_were_kept_are_read(tmp_path):
     assert same(AttentionRecord.load(path), a_record())
 
 
+def test_places_for_a_region_of_more_cells_may_have_more_than_all_attention(tmp_path):
+    """Never more than there are cells; and what a region itself gets is a share."""
+    path = tmp_path / "a.safetensors"
+    places = {"spheres": np.full((4, 3), 1.6, np.float32)}
+    record = a_record(random_mass=places, salient_mass=places)
+    record.save(path)
+    assert same(AttentionRecord.load(path), record)
+    cells = len(record.image_tokens[0].cell_boxes_pixels)
+    for kind, mass in (("random_mass", cells + 0.5), ("region_mass", 1.6)):
+        whole = {**getattr(record, kind), "spheres": np.full((4, 3), mass, np.float32)}
+        dataclasses.replace(record, **{kind: whole}).save(path)
+        with pytest.raises(ValueError, match=rf"{kind}/spheres: found .* from 0 to"):
+            AttentionRecord.load(path)
+
+
 def test_precision_and_whether_a_picture_was_trained_on_are_kept_and_older_records_do_not_say(tmp_path):
     path, record = tmp_path / "a.safetensors", a_record(trained_picture=True, precision="bfloat16")
     record.save(path)
@@ -174,4 +189,24 @@ def test_bad_files_are_named(tmp_path):
         AttentionRecord.load(path)
     save_file({"x": np.zeros(2)}, path, metadata={"attention_record": '{"version": 3, "names": {}}'})
     with pytest.raises(ValueError, match="record without 'probe_id'"):
+        AttentionRecord.load(path)
+
+
+@pytest.mark.parametrize("layers", [(), (1, 3)])
+@pytest.mark.parametrize("through", [True, False])
+def test_of_older_records_whatever_may_have_been_trained_on_was(tmp_path, layers, through):
+    """Before it was noted of the resampler: through one, attention that was trained on was trained on there too."""
+    path = tmp_path / "a.safetensors"
+    image = dataclasses.replace(a_record().image_tokens[0], through_connector=through)
+    more = {} if through else {"image_tokens": (dataclasses.replace(image, grid=(1, 2),
+            cell_boxes_pixels=image.cell_boxes_pixels[:2]),), "connector": (), "maps": {}}  # fmt: skip
+    a_record(supervised_layers=layers, **more).save(path)
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["attention_record"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    assert header.pop("supervised_connector") is False
+    save_file(arrays, path, metadata={"attention_record": json.dumps(header)})
+    assert AttentionRecord.load(path).supervised_connector is (through and bool(layers))
+    save_file(arrays, path, metadata={"attention_record": json.dumps(header | {"supervised_connector": 1})})
+    with pytest.raises(ValueError, match="supervised_connector: found 1; expected true or false"):
         AttentionRecord.load(path)

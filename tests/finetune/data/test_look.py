@@ -5,9 +5,11 @@ import json
 import pytest
 from PIL import Image
 
+from finetune.data.dataset import build_dataset
 from finetune.data.look import placed
 from finetune.families.parts.phrases import token_texts
 from finetune.samples.source import read
+from finetune.training import look_preview
 from tests.finetune.families.tiny_families import ALL
 from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.families.tiny_siglip import SIGLIPS
@@ -114,3 +116,29 @@ def test_a_phrase_begins_at_the_first_bytes_of_its_first_character(rows, before)
     written = [token for _, token in phrase]
     assert written == [*range(first, first + len(written))]
     assert "".join(texts[token] for token in written).startswith("鹳雀楼")
+
+
+@pytest.mark.parametrize("supervised", ["first", "phrase"])
+def test_two_phrases_that_begin_in_one_token_would_teach_one_row_two_places(tmp_path, supervised):
+    """ "ow" is one token of Gemma's tiny tokenizer, as 左右 is of published ones; "o w" are several."""
+    tiny = FAMILIES["gemma3"]
+    processor = tiny.processor(tmp_path)
+    Image.new("RGB", (50, 40)).save(tmp_path / "a.png")
+    looks = [{"phrase": one, "boxes": [[at, 0, at + 20, 40]]} for one, at in (("o", 0), ("w", 30))]
+
+    def rows(answer):
+        turns = [
+            {"role": "user", "content": "<image>?"},
+            {"role": "assistant", "content": answer, "look_at": looks},
+        ]
+        (tmp_path / "data.json").write_text(json.dumps([{"messages": turns, "images": ["a.png"]}]))
+        made = build_dataset(
+            read(tmp_path / "data.json", say=lambda _: None), processor, tiny.family, max_length=500,
+            on_bad_sample="error", look=supervised, say=lambda _: None,
+        )  # fmt: skip
+        return sum(look_preview.count_rows(made).rows.values())
+
+    assert rows("o, w") == 2
+    with pytest.raises(ValueError, match=r"data\.json.*record 0: look_at: found the phrases 'o' and 'w', which begin "
+                       "in one token of this model's tokenizer, 'ow'"):  # fmt: skip
+        rows("ow")

@@ -79,6 +79,8 @@ def test_what_a_user_would_want_instead_is_said():
 
 
 LOOKING = ("--look_weight", "0.2", "--look_layers")
+MONITORING = ("--monitor", "True", "--probes", "d.json")
+STOPPING = (*MONITORING, "--stop_when", "corrected")
 
 
 @pytest.mark.parametrize(
@@ -93,10 +95,28 @@ LOOKING = ("--look_weight", "0.2", "--look_layers")
             "its first forward has no gradient",
         ),
         ((*LOOKING, "all", "--torch_compile", "True"), "--look_weight with --torch_compile"),
+        ((*LOOKING[:2], *STOPPING), "--look_layers key supervises every key layer; name layers with"),
+        ((*LOOKING, "all", *STOPPING), "nothing is corrected, since --look_layers all supervises every"),
+        (
+            (*LOOKING, "8,12, 16", *STOPPING, "--key_layers", "16,8"),
+            "--look_layers 8,12, 16 supervises every",
+        ),
     ],
 )
 def test_supervision_that_cannot_be_is_refused(flags: tuple[str, ...], message: str):
     assert message in refused(*flags)
+
+
+@pytest.mark.parametrize("key_layers", ["auto", "8,20"])
+def test_supervision_that_leaves_a_key_layer_may_stop_training(key_layers: str):
+    arguments, _ = parse.parse([*BASE, *LOOKING, "8,12", *STOPPING, "--key_layers", key_layers])
+    assert arguments.monitor.stop_when == "corrected"
+
+
+def test_a_dry_run_says_that_attention_will_not_be_judged():
+    for flags, said in ((LOOKING[:2], True), ((*LOOKING, "8"), False)):
+        lines = parse.parse([*BASE, *flags, *MONITORING, "--dry_run", "True"])[1]
+        assert any("attention will not be judged, since --look_layers key" in one for one in lines) is said
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from finetune.model.look_file import LOOK_FILE, Supervised, carry, supervised_of
 A, B = "a" * 64, "b" * 64
 
 
-def of(folder: Path, layers: tuple[int, ...], pictures: list[str] | None) -> Path:
+def of(folder: Path, layers: tuple[int, ...], pictures: list[str] | None, *, connector: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder, layers, pictures, weight=0.5, loss="kl")
+    write(folder, layers, pictures, weight=0.5, loss="kl", connector=connector)
     return folder
 
 
@@ -39,6 +39,33 @@ def test_what_a_run_starts_from_is_united_with_what_it_trains_on(tmp_path: Path)
         assert supervised_of(out) == Supervised((0, 1, 3), frozenset({A, B}))
     content = json.loads((out / LOOK_FILE).read_text())
     assert (content["weight"], content["loss"]) == (0.25, "mass")  # those of the newest
+
+
+@pytest.mark.parametrize(
+    ("base", "run", "both"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_a_resampler_that_was_trained_on_once_stays_so(tmp_path: Path, base: bool, run: bool, both: bool):
+    origin = of(tmp_path / "base", (0,), None, connector=base)
+    out = of(tmp_path / "out", (1,), None, connector=run)
+    carry(out, origin)
+    found = supervised_of(out)
+    assert found is not None and found == Supervised((0, 1), None, both)
+    carry(tmp_path / "base", out)
+    assert supervised_of(origin) == found
+
+
+def test_a_note_that_does_not_say_counts_as_if_the_resampler_was_trained_on(tmp_path: Path):
+    """Those of earlier releases."""
+    path = of(tmp_path / "run", (1,), [A], connector=False) / LOOK_FILE
+    content = json.loads(path.read_text())
+    del content["connector"]
+    path.write_text(json.dumps(content))
+    assert supervised_of(tmp_path / "run") == Supervised((1,), frozenset({A}), True)
+    carry(of(tmp_path / "out", (2,), None, connector=False), tmp_path / "run")
+    assert json.loads((tmp_path / "out" / LOOK_FILE).read_text())["connector"] is True
+    path.write_text(json.dumps(content | {"connector": "yes"}))
+    with pytest.raises(ValueError, match=r"connector: found .yes., expected true or false"):
+        supervised_of(tmp_path / "run")
 
 
 def test_where_no_attention_was_trained_on_no_file_is_made(tmp_path: Path):

@@ -8,20 +8,34 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainerCallback
 
-from finetune.data.dataset import Collator, ConversationDataset, build_dataset
-from finetune.data.look import LookBatch
+from finetune.attention.watch import Call
+from finetune.data.dataset import Collator, ConversationDataset, Sample, build_dataset
+from finetune.data.look import LookBatch, look_rows
+from finetune.families.parts.modules import bare_model
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.flags.arguments import TrainingArguments
 from finetune.model import checkpoint
 from finetune.model.adaptation import Plan, adapt
+from finetune.samples.conversation import Conversation, ImageRef, LookAt, Turn
 from finetune.samples.source import read
 from finetune.training import look_preview
 from finetune.training.guards import TrainingError
-from finetune.training.look import LookSettings, Supervision, kl_losses, mass_losses
+from finetune.training.look import (
+    LookSettings,
+    LookTotals,
+    Supervision,
+    kl_losses,
+    mass_losses,
+    seen_cells,
+    seen_tokens,
+    trains_connector,
+)
 from finetune.training.look_steps import LookSteps
 from finetune.training.trainer import FinetuneTrainer, build_trainer
-from tests.finetune.families.tiny_families import GRIDS
+from tests.finetune.families.tiny_families import ALL, GRIDS
+from tests.finetune.families.tiny_siglip import SIGLIPS
 
 FAMILY = QwenVLFamily()
 LEFT, RIGHT = [0, 0, 8, 14], [12, 2, 20, 12]
@@ -45,8 +59,9 @@ def test_a_row_that_looks_nowhere_near_has_a_finite_loss_and_gradient():
 
 
 def test_kl_is_nothing_where_attention_is_the_smoothed_coverage():
-    """Coverage 1 and ½ of three cells: t = .95 · (⅔, ⅓, 0) + .05 / 3; the fourth place is none of the row's."""
-    weights = torch.tensor([[[1.0, 0.5, 0.0, 0.0]]])
+    """Coverage 1 and ½ of three cells: t = .95 · (⅔, ⅓, 0) + .05 / 3; the row does not see the fourth, though a box
+    covers it."""
+    weights = torch.tensor([[[1.0, 0.5, 0.0, 1.0]]])
     is_place = torch.tensor([[True, True, True, False]])
     aim = torch.tensor([[0.65, 0.33333333, 0.01666667, 0.0]])
     assert kl_losses(aim, weights, is_place).item() == pytest.approx(0, abs=1e-3)
@@ -58,7 +73,7 @@ def test_kl_is_nothing_where_attention_is_the_smoothed_coverage():
 def test_a_look_file_that_is_none_of_ours_ends_in_one_message(tmp_path: Path):
     (tmp_path / "look.json").write_text("{}")
     args = SimpleNamespace(output_dir=str(tmp_path))
-    steps = SimpleNamespace(settings=LookSettings(0.3, lambda: (0,)), args=args)
+    steps = SimpleNamespace(settings=LookSettings(0.3, lambda: (0,)), args=args, trains_connector=False)
     with pytest.raises(TrainingError, match=r"look\.json"):
         LookSteps._write_down(steps)  # type: ignore[arg-type]
 
@@ -161,7 +176,7 @@ def straight(checkpoint_folder: Path, dataset: ConversationDataset, folder: Path
 )
 def test_a_run_is_the_same_however_a_step_is_cut(straight, checkpoint_folder, dataset, tmp_path, changes):
     other = trained(checkpoint_folder, dataset, tmp_path, looking(), **changes)
-    for name in ("loss", "look loss", "look mass by source/all", "grad_norm"):
+    for name in ("loss", "language loss", "look loss", "look mass by source/all", "grad_norm"):
         assert logged(other, name) == pytest.approx(logged(straight, name), abs=5e-5), name
     here, there = weights(straight), weights(other)
     for name, one in here.items():
@@ -172,6 +187,67 @@ def test_what_is_logged(straight):
     assert len(logged(straight, "look loss")) == 3 and logged(straight, "look weight") == [0.7] * 3
     (share,) = logged(straight, "look gradient norm (share)")  # once in 50 steps
     assert 0.01 < share < 0.99
+    columns = [logged(straight, name) for name in ("loss", "language loss", "look loss")]
+    for whole, language, look in zip(*columns, strict=True):
+        assert whole == pytest.approx(language + 0.7 * look, abs=1e-5) and look > 0.1
+
+
+def test_the_language_loss_is_the_mean_of_the_steps_that_the_loss_is_of(
+    straight, checkpoint_folder, dataset, tmp_path
+):
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "logging_steps": 3}
+    other = trained(checkpoint_folder, dataset, tmp_path, looking(), **cut)
+    assert logged(other, "language loss") == pytest.approx(
+        [sum(logged(straight, "language loss")) / 3], abs=5e-5
+    )
+
+
+@pytest.mark.parametrize(("together", "mean"), [(True, 3.0), (False, 1.5)])
+def test_the_language_loss_of_processes_is_as_their_loss(monkeypatch, together, mean):
+    """Two processes, two steps, 3 nats in each process: parts of the step's mean, or a mean of each one's tokens."""
+    monkeypatch.setattr("finetune.training.look_steps.reduced", lambda values: values.mul_(2))
+    args = SimpleNamespace(average_tokens_across_devices=together, world_size=2, device="cpu")
+    tally = SimpleNamespace(taken=lambda: LookTotals(None, [], None))
+    steps = SimpleNamespace(args=args, language_nats=0.0, tally=tally)
+    for nats in (1.0, 2.0):
+        LookSteps.add_language(steps, nats)  # type: ignore[arg-type]
+    assert LookSteps.taken(steps, 2) == {"language loss": mean}  # type: ignore[arg-type]
+    assert steps.language_nats == 0
+
+
+def test_what_judges_it_is_told_what_is_trained_on(straight, checkpoint_folder, dataset, tmp_path):
+    """Here the resampler too, through which every layer looks at the picture."""
+    note = json.loads((Path(str(straight.args.output_dir)) / "look.json").read_text())
+    assert (note["layers"], note["connector"]) == ([0, 1], True)
+
+    class Judging(TrainerCallback):
+        def will_be_supervised(self, layers, *, connector):
+            self.told = layers(), connector
+
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none", max_steps=1, disable_tqdm=True)
+    for plan, expected in (("lora", True), ("frozen", False)):
+        judge = Judging()
+        model, processor = checkpoint.load(checkpoint_folder, for_training=True)
+        build_trainer(
+            adapt(model, FAMILY, Plan(connector=plan, rank=2), master_weights=True), processor, args, dataset, None,
+            looking=looking(layers=lambda: (1,)), callbacks=[TrainerCallback(), judge],
+        )  # fmt: skip
+        assert judge.told == ((1,), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "expected"),
+    [
+        ("qwen-vl", {"connector": "full"}, True),
+        ("qwen-vl", {"connector": "frozen", "vision": "lora"}, True),
+        ("qwen-vl", {"connector": "frozen"}, False),
+        ("qwen2-vl", {"connector": "full", "vision": "full"}, False),
+    ],
+)
+def test_where_the_loss_trains_the_connectors_attention(name, plan, expected):
+    tiny = ALL[name]
+    model = adapt(tiny.model(), tiny.family, Plan(rank=2, **plan), master_weights=True)
+    assert trains_connector(bare_model(model), tiny.family) is expected
 
 
 def test_without_weight_a_run_is_that_without_boxes_bit_for_bit(checkpoint_folder, dataset, folder, tmp_path):
@@ -297,16 +373,24 @@ def test_values_alone_cannot_move_where_their_own_layer_looks(checkpoint_folder,
 # Layers that do not see the picture
 # ---------------------------------------------------------------------------------------------------------------------
 
-SEES = {"all": [(0.2, 0.8), (0.6, 0.4)], "one": [(0.2, 0.8), (0.0, 0.0)], "none": [(0.0, 0.0), (0.0, 0.0)]}
+SEES = {
+    "all": [((0.2, 0.8), (True, True)), ((0.6, 0.4), (True, True))],
+    "one": [((0.2, 0.8), (True, True)), ((0.0, 0.0), (False, False))],
+    "none": [((0.0, 0.0), (False, False))] * 2,
+    "one sees the other cell alone": [((0.2, 0.8), (True, True)), ((0.0, 1.0), (False, True))],
+    "no share is left": [((0.2, 0.8), (True, True)), ((0.0, 1.0), (True, True))],  # it rounds to 0, and is asked for
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("seen", "mass"), [("all", 0.4), ("one", 0.2), ("none", 0.0)])
+@pytest.mark.parametrize(("seen", "mass"), [*zip(SEES, (0.4, 0.2, 0.0, 0.2, 0.1), strict=True)])
 @pytest.mark.parametrize("kind", ["mass", "kl"])
-def test_a_row_is_the_mean_over_the_layers_that_see_the_picture(seen, mass, kind, monkeypatch):
+def test_a_row_is_the_mean_over_the_layers_that_see_the_box(seen, mass, kind, monkeypatch):
     """The box is the first of two cells. Where all see it, the mean over all, to the bit; where one does, its own."""
-    layers = [torch.tensor([one], requires_grad=True) for one in SEES[seen]]
-    given = iter(layers)
+    layers = [torch.tensor([one], requires_grad=True) for one, _ in SEES[seen]]
+    visible = [torch.tensor([one]) for _, one in SEES[seen]]
+    given, which = iter(layers), iter(visible)
     monkeypatch.setattr("finetune.training.look.image_shares", lambda *_: next(given))
+    monkeypatch.setattr("finetune.training.look.seen_tokens", lambda *_: next(which))
     supervision = Supervision(LookSettings(1.0, lambda: (0, 1), loss=kind), torch.nn.Module(), FAMILY)
     weights, ends = torch.tensor([[[1.0, 0.0]]]), torch.tensor([1])
     fields = dict.fromkeys(LookBatch._fields, torch.zeros(1, 2, dtype=torch.long))
@@ -314,9 +398,9 @@ def test_a_row_is_the_mean_over_the_layers_that_see_the_picture(seen, mass, kind
     found = supervision.result({"layer_0": None, "layer_1": None}, batch)
     assert found.mass.tolist() == pytest.approx([mass])
     each = [
-        mass_losses(one, weights, ends, 0.8)[0] if kind == "mass" else kl_losses(one, weights, batch.is_token)
-        for one in layers
-        if one.sum()
+        mass_losses(one, weights, ends, 0.8)[0] if kind == "mass" else kl_losses(one, weights, sees)
+        for one, sees in zip(layers, visible, strict=True)
+        if sees[0, 0]
     ]
     expected = torch.stack(each).mean(0) if each else torch.zeros(1)
     assert torch.equal(found.losses, expected)
@@ -327,3 +411,115 @@ def test_a_row_is_the_mean_over_the_layers_that_see_the_picture(seen, mass, kind
             one.grad = None
         expected.sum().backward()
         assert all(torch.equal(grad, one.grad) for grad, one in zip(ours, layers, strict=True))
+
+
+@pytest.mark.parametrize(("seen", "losses"), [((True, True), 12.9), ((False, True), 0.0)])
+def test_of_a_relation_both_ends_have_to_be_seen(seen, losses, monkeypatch):
+    """Its ends are in one cell each, and all attention is on the second: log .4 + 6 log 10 nats, or nothing."""
+    monkeypatch.setattr("finetune.training.look.image_shares", lambda *_: torch.tensor([[0.0, 1.0]]))
+    monkeypatch.setattr("finetune.training.look.seen_tokens", lambda *_: torch.tensor([seen]))
+    supervision = Supervision(LookSettings(1.0, lambda: (0,)), torch.nn.Module(), FAMILY)
+    fields = dict.fromkeys(LookBatch._fields, torch.zeros(1, 2, dtype=torch.long))
+    ends = {"weights": torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), "ends": torch.tensor([2])}
+    found = supervision.result({"layer_0": None}, LookBatch(**{**fields, **ends}))
+    assert found.losses.tolist() == pytest.approx([losses], abs=0.01) and found.mass.tolist() == [0.0]
+
+
+def call_with(mask: torch.Tensor | None) -> Call:
+    """One sequence of six tokens, two heads."""
+    states = torch.zeros(1, 2, 6, 4)
+    return Call("sdpa", torch.nn.Module(), states, states, states, mask, {"is_causal": True})
+
+
+CAUSAL = torch.ones(6, 6, dtype=torch.bool).tril()
+WINDOW = CAUSAL & torch.ones(6, 6, dtype=torch.bool).triu(-2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (None, [[True, True, False], [True, True, True]]),
+        (WINDOW[None, None], [[True, True, False], [False, False, True]]),
+        (torch.zeros(1, 1, 6, 6).masked_fill(~WINDOW, torch.finfo(torch.float).min), "as the window"),
+        (
+            torch.full((1, 2, 6, 6), -50.0).masked_fill(~WINDOW, float("-inf")),
+            "as the window",
+        ),  # a term of positions
+    ],
+    ids=["causal", "window", "lowest number", "minus infinity"],
+)
+def test_what_a_row_sees_is_what_the_mask_of_its_layer_lets_it(mask, expected):
+    """Image tokens 1, 2 and 4; rows 3 and 5. A second sequence of rows repeats its last."""
+    if expected == "as the window":
+        expected = [[True, True, False], [False, False, True]]
+    empty = torch.zeros(2, 0)
+    batch = LookBatch(
+        torch.tensor([0]), torch.tensor([[3, 5]]), torch.tensor([[0, 0], [0, 1]]),
+        torch.tensor([[1, 2, 4, -1]] * 2), empty, empty, empty, empty,
+    )  # fmt: skip
+    assert seen_tokens(call_with(mask), batch).tolist() == [[*one, False] for one in expected]
+
+
+def test_through_a_resampler_an_image_is_seen_where_any_of_its_tokens_is():
+    """Two images of two tokens and three cells; the third is none of the row's."""
+    seen = torch.tensor([[False, True, False, False, True, True]])
+    images = torch.tensor([[4, 5, -1]])
+    assert seen_cells(seen, images, 3).tolist() == [[True] * 3 + [False] * 6]
+
+
+def picture(width: int, height: int) -> ImageRef:
+    return ImageRef("a", Image.effect_noise((width, height), 60).convert("RGB"))
+
+
+LOOKS = Turn("assistant", ("a cat",), look_at=(LookAt("cat", (((0.0, 0.0, 1.0, 0.33),),), 0),))
+
+
+def supervised(
+    name: str, folder: Path, conversation: Conversation, kind: str = "mass", layers=(0, 1), window=None
+):
+    """Losses and masses of a conversation's rows in a tiny model; ``window``: of the layers that have one."""
+    tiny = {**ALL, **SIGLIPS}[name]
+    torch.manual_seed(0)
+    model, processor = tiny.model().double().eval(), tiny.processor(folder)
+    for module in model.modules() if window else ():
+        config = getattr(module, "config", None)
+        for one in (module, config, getattr(config, "text_config", None)):
+            if getattr(one, "sliding_window", None):
+                one.sliding_window = window
+    encoded = tiny.family.encode(processor, conversation)
+    rows = look_rows(conversation, encoded, processor, "first")
+    batch = Collator(processor.tokenizer.pad_token_id, tiny.family.blank(processor))(
+        [[Sample(0, encoded, 0, rows)]]
+    )
+    about, _ = batch.pop("about"), batch.pop("labels")
+    inputs = {key: one.double() if one.is_floating_point() else one for key, one in batch.items()}
+    supervision = Supervision(LookSettings(1.0, lambda: layers, kind), model, tiny.family)
+    with torch.no_grad(), supervision.kept().keeping() as calls:
+        model(**inputs, use_cache=False)
+        return [one.tolist() for one in supervision.result(calls, LookBatch(**about["look"]))]
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen-vl"])
+@pytest.mark.parametrize("kind", ["mass", "kl"])
+def test_pictures_of_later_turns_change_nothing(name, kind, tmp_path):
+    asked = (Turn("user", (picture(50, 31), "what?")), LOOKS)
+    later = (Turn("user", (picture(64, 40), "and?")), Turn("assistant", ("a dog",)))
+    alone, longer = (supervised(name, tmp_path, Conversation(one), kind) for one in (asked, asked + later))
+    for one, other in zip(alone, longer, strict=True):
+        assert one == pytest.approx(other, rel=1e-9) and one[0] > 0
+
+
+def test_where_a_window_ends_behind_the_box_nothing_is_asked(tmp_path):
+    """Of Gemma 3's layers 0 slides and 1 does not. In the window is the second picture, not the first with the box."""
+    said = (
+        Turn("user", (picture(50, 31), "one")),
+        Turn("assistant", ("ok",)),
+        Turn("user", (picture(50, 31), "two")),
+    )
+    both, sliding, full = (
+        supervised("gemma3", tmp_path, Conversation((*said, LOOKS)), layers=layers, window=40)
+        for layers in ((0, 1), (0,), (1,))
+    )
+    assert sliding == [[0.0], [0.0]] and both == full and full[0][0] > 0
+    wide = supervised("gemma3", tmp_path, Conversation((*said, LOOKS)), layers=(0,), window=400)
+    assert wide[1][0] > 0.01

@@ -24,8 +24,13 @@ STEP = {
             "loss 0.292, gradient norm 0.277, rate 0.0024, of the connector 1e-05",
         ),
         (
-            {"look loss": 0.5, "loss by source/towers": 0.31, "samples by source/towers": 90},
-            "loss 0.292, gradient norm 0.277, look loss 0.5, rate 0.0024, towers 0.31",
+            {
+                "language loss": 0.19,
+                "look loss": 0.5,
+                "loss by source/towers": 0.31,
+                "samples by source/towers": 90,
+            },
+            "loss 0.292, language loss 0.19, gradient norm 0.277, look loss 0.5, rate 0.0024, towers 0.31",
         ),
         (
             {"waiting for data (share)": 0.42},

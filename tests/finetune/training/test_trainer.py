@@ -370,6 +370,14 @@ def test_a_step_whose_samples_were_all_left_out_logs_no_loss(
     assert loss == pytest.approx(sum(logged.values()) / 10, rel=1e-3)
     whole = [entry["train_loss"] for entry in mean.state.log_history if "train_loss" in entry]
     assert whole == [pytest.approx(loss, rel=1e-3)]
+    first = min(step for step in range(1, 13) if step not in logged) - 1
+    saving = {"save_strategy": "steps", "save_steps": first}
+    make(checkpoint_folder, broken("drop"), tmp_path / "again", **one, **saving).train()
+    again = make(checkpoint_folder, broken("drop"), tmp_path / "again", **one, **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "again" / f"checkpoint-{first}"))
+    rest = [nats for step, nats in logged.items() if step > first]
+    (whole,) = [entry["train_loss"] for entry in again.state.log_history if "train_loss" in entry][-1:]
+    assert whole == pytest.approx(sum(rest) / len(rest), rel=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

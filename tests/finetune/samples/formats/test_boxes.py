@@ -338,6 +338,32 @@ def test_a_box_is_in_the_picture_that_is_named_or_the_last_before_it(folder: Pat
     ]
 
 
+def test_named_pictures_are_counted_without_videos(folder: Path):
+    """A video, wide.png, tall.png: number 1 is tall.png, in place 2; beside videos the only picture is meant."""
+    from tests.finetune.samples.test_videos import write_video
+
+    write_video(folder / "clip.mp4")
+    named = '{"bbox_2d": [15, 60, 30, 120], "image": 1}'
+    for answer, more in (
+        (named, {}),
+        ("<bbox>", {"objects": {"bbox": [[15, 60, 30, 120]], "image_id": [1]}}),
+    ):
+        turns = [
+            {"role": "user", "content": "<video><image><image>find"},
+            {"role": "assistant", "content": answer},
+        ]
+        record = {"messages": turns, "images": ["wide.png", "tall.png"], "videos": ["clip.mp4"], **more}
+        (folder / "data.json").write_text(json.dumps([record]), encoding="utf-8")
+        (found,) = read(folder / "data.json", box_units="pixels", say=lambda _: None)
+        (box,) = [part for part in found.turns[1].parts if isinstance(part, BoxRef)]
+        assert (box.image, box.boxes) == (2, ((0.5, 0.5, 1, 1),))
+    turns[0]["content"], turns[1]["content"] = "<image><video>find", '{"bbox_2d": [112, 50, 448, 200]}'
+    record = {"messages": turns, "images": ["wide.png"], "videos": ["clip.mp4"]}
+    (folder / "data.json").write_text(json.dumps([record]), encoding="utf-8")
+    (found,) = read(folder / "data.json", box_units="pixels", say=lambda _: None)
+    assert [part.image for part in found.turns[1].parts if isinstance(part, BoxRef)] == [0]
+
+
 def test_between_two_pictures_a_box_is_in_the_first(folder: Path):
     turns = [
         {"role": "user", "content": "<image><box>(0,0),(5,5)</box><image><box>(0,0),(7,7)</box>"},

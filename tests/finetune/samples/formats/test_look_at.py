@@ -166,3 +166,46 @@ def test_only_learned_answers_look(folder):
     asked["conversations"][0]["look_at"] = LOOK
     with pytest.raises(ValueError, match="in a turn of the user"):
         answers(folder, asked)
+
+
+FRAMES = {"frames": ["a.png"] * 2, "fps": 2}
+
+
+def beside_videos(question, **image):
+    """A record whose question has pictures and videos in this order."""
+    look = {"phrase": "cat", "boxes": [BOX], **image}
+    answer = {"role": "assistant", "content": "a cat", "look_at": [look]}
+    return {
+        "messages": [{"role": "user", "content": f"{question} where?"}, answer],
+        "images": ["a.png"] * question.count("<image>"),
+        "videos": [FRAMES] * question.count("<video>"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("question", "image", "place"),
+    [
+        ("<video> <image> <image>", {"image": 1}, 2),
+        ("<video> <image> <image>", {"image": 0}, 1),
+        ("<image> <video> <image>", {"image": 1}, 2),
+        ("<image> <image> <video>", {"image": 1}, 1),
+        ("<video> <image>", {"image": 0}, 1),
+        ("<video> <image> <video>", {}, 1),
+    ],
+)
+def test_pictures_alone_are_counted(folder, question, image, place):
+    (answer,) = answers(folder, beside_videos(question, **image))
+    assert [one.image for one in answer.look_at] == [place]
+
+
+@pytest.mark.parametrize(
+    ("question", "image", "message"),
+    [
+        ("<video> <image> <image>", {"image": 2}, "found 2, expected 0 to 1, counted from 0, without videos"),
+        ("<image> <video> <image>", {}, "found none, expected 0 to 1, counted from 0, without videos"),
+        ("<video>", {}, "no picture before the answer, only videos"),
+    ],
+)
+def test_a_picture_that_is_not_there_is_refused(folder, question, image, message):
+    with pytest.raises(ValueError, match=message):
+        answers(folder, beside_videos(question, **image))
