@@ -154,7 +154,9 @@ def _pair(pool: Pool, before: np.ndarray, after: np.ndarray, probe: Probe) -> Pr
             "judged", before[row, 0] / CELLS, after[row, 0] / CELLS, before[row, 0], after[row, 0]
         )
         layers.append(LayerPair(layer, cells[0], cells[1], {"judged": judged}, 0.0))
-    record: Any = SimpleNamespace(image_tokens=(_IMAGE,), salient_mass={}, patches=(), supervised_layers=())
+    record: Any = SimpleNamespace(
+        image_tokens=(_IMAGE,), salient_mass={}, patches=(), supervised_layers=(), layers=pool.layers
+    )
     return ProbePair(probe, record, record, "judged", tuple(layers))
 
 

@@ -75,6 +75,11 @@ _SHARES = part(
         **dict.fromkeys(("before_ci95", "after_ci95"), items(_NUMBER, 2) | NULL),
     }
 )
+_BY_PICTURE: Shape = {
+    **dict.fromkeys(("probes", "images"), whole()),
+    "pictures_right": part(dict.fromkeys(("before", "after"), number_from(0, 1))),
+}
+"""Of "accuracy" too; earlier versions lack it, and their runs need not be trained again for it."""
 GROUP_SHAPE: Shape = {
     "accuracy": _SHARES | NULL, "occlusion_nats": part(_CHANGE) | NULL, "enrichment": part({"layer": whole()}) | NULL,
     "enrichment_by_layer": items(part({"layer": whole(), **_CHANGE})), "verdict": TEXT, "legs": by_name(OBJECT) | NULL,
@@ -99,6 +104,12 @@ def check_comparison(content: Any, where: str) -> None:
     except ValueError:
         refuse(list(_faults_inside(content)), where, remedy)
         raise
+    for name, group in content["groups"].items():
+        refuse(
+            list(faults(group["accuracy"] or {}, _BY_PICTURE, required=(), at=f"groups.{name}.accuracy.")),
+            where,
+            remedy,
+        )
     cited = {name: _of(group["enrichment"], "layer") for name, group in content["groups"].items()}
     refuse(
         [
@@ -151,21 +162,24 @@ def curve_of(points: Sequence[CurvePoint], images: Mapping[str, str]) -> Json:
 
     ::
 
-        {group: {"base": {"right", "right_ci95", "enrichment", "cost_nats"},
-                 "points": [{"fraction", "seed", "samples", "right", "right_ci95", "enrichment", "enrichment_ci95",
-                             "cost_nats", "cost_nats_ci95", "guards", "guards_ci95", "verdict", "holds", "onset"}],
+        {group: {"base": {"right", "pictures_right", "right_ci95", "enrichment", "cost_nats"},
+                 "points": [{"fraction", "seed", "samples", "right", "pictures_right", "right_ci95", "enrichment",
+                             "enrichment_ci95", "cost_nats", "cost_nats_ci95", "guards", "guards_ci95", "verdict",
+                             "holds", "onset"}],
                  "layer": of the enrichment, or null,
                  "neighbours": [{"from", "to", "answers", "attention", "cause": {"difference", "ci95", "p_adjusted"},
                                  "rose", "fell": [names of those beyond chance]}],
                  "enough_from": samples or null,
                  "conclusion": "enough", "more does not help", "not enough yet" or "not known", "words"}}
 
-    Enrichment is that of one key layer in all runs, the one that the run with most samples cites; ``ci95`` of
-    enrichment and cost is the interval of the change from the base, put onto the base's mean. "enough": the verdict
-    holds with this number and with every larger one, in all seeds. "more does not help": it does not hold, and from the
-    last number but one to the last no quantity rose beyond chance, over the same probes, nor did a verdict change, and
-    the quantity that decides this verdict was measured; the intervals say how much could have been missed. "not known":
-    the last verdict is that the probes are too few or were trained on, or that something was not measured.
+    ``right`` is the share of answers. Where probes share pictures, ``right_ci95`` is of ``pictures_right``, the share
+    with each picture counted once, which is null elsewhere. Enrichment is that of one key layer in all runs, the one
+    that the run with most samples cites; ``ci95`` of enrichment and cost is the interval of the change from the base,
+    put onto the base's mean. "enough": the verdict holds with this number and with every larger one, in all seeds.
+    "more does not help": it does not hold, and from the last number but one to the last no quantity rose beyond
+    chance, over the same probes, nor did a verdict change, and the quantity that decides this verdict was measured;
+    the intervals say how much could have been missed. "not known": the last verdict is that the probes are too few or
+    were trained on, or that something was not measured.
 
     points   all of the same probes
     images   probe id → its picture, so that probes of one picture count once
@@ -191,6 +205,7 @@ def _group(name: str, points: Sequence[CurvePoint], images: Mapping[str, str]) -
     found = {
         "base": {
             "right": _of(base["accuracy"], "before"),
+            "pictures_right": _pictures_right(base["accuracy"], "before"),
             "right_ci95": _of(base["accuracy"], "before_ci95"),
             "enrichment": _of(_in_layer(base, layer), "before"),
             "cost_nats": _of(base["occlusion_nats"], "before"),
@@ -212,6 +227,7 @@ def _point(point: CurvePoint, group: Mapping[str, Any], name: str, layer: int | 
         "seed": point.seed,
         "samples": point.samples,
         "right": _of(group["accuracy"], "after"),
+        "pictures_right": _pictures_right(group["accuracy"], "after"),
         "right_ci95": _of(group["accuracy"], "after_ci95"),
         "enrichment": _of(_in_layer(group, layer), "after"),
         "enrichment_ci95": _around_base(_in_layer(group, layer)),
@@ -223,6 +239,15 @@ def _point(point: CurvePoint, group: Mapping[str, Any], name: str, layer: int | 
         "holds": group["verdict"] in AS_GOOD,
         "onset": onset,
     }
+
+
+def _pictures_right(accuracy: Mapping[str, Any] | None, side: str) -> float | None:
+    """The share right with each picture counted once; None where no probes share a picture, and in files of earlier
+    versions."""
+    if accuracy is None or accuracy.get("images") == accuracy.get("probes"):
+        return None
+    found: float | None = accuracy.get("pictures_right", {}).get(side)
+    return found
 
 
 def _in_layer(group: Mapping[str, Any], layer: int | None) -> Mapping[str, Any] | None:

@@ -86,8 +86,8 @@ def enrichment_by_layer(
                 region=regions[0] if len(regions) == 1 else "each probe's own",
                 change=paired_change(before, after, images, level=level),
                 chance=float(chances[index, 0]),
-                random=_random_enrichment(members, index),
-                without_sinks=_without_sinks(members, index, level),
+                random=_random_enrichment(members, [index] * len(members)),
+                without_sinks=_without_sinks(members, [index] * len(members), level),
                 relative=bootstrap_mean(relative, images, level=level),
                 effect=effect_size(relative, images),
                 direction=int(agreed_direction(relative, images)),
@@ -115,9 +115,14 @@ def pooled_chances(readings: Mapping[str, Reading]) -> dict[str, float]:
     return {name: float(p[0, 0]) for name, p in found.items()}
 
 
-def reading_json(reading: Reading, chance: float, by_layer: Sequence[LayerEnrichment]) -> Json:
-    """ "enrichment" in comparison.json: pooled over both halves; ``layer`` is the cited one."""
-    cited = next(one for one in by_layer if one.layer == reading.cited)
+def reading_json(reading: Reading, chance: float, level: float) -> Json:
+    """ "enrichment" in comparison.json: pooled over both halves; ``layer`` is the cited one. Random places and what is
+    left without sinks are of the same probes, each in its own layer."""
+    rows = [
+        pair.after.layers.index(layer) for pair, layer in zip(reading.pairs, reading.read_in, strict=True)
+    ]
+    random = _random_enrichment(reading.pairs, rows)
+    without = _without_sinks(reading.pairs, rows, level)
     low, high = reading.relative[1:]
     return {
         "layer": reading.cited,
@@ -137,8 +142,8 @@ def reading_json(reading: Reading, chance: float, by_layer: Sequence[LayerEnrich
             for one in reading.leads
         ],
         "effect_size": reading.effect,
-        "random": None if cited.random is None else dict(zip(SIDES, cited.random, strict=True)),
-        "without_sinks": None if cited.without_sinks is None else cited.without_sinks.json(),
+        "random": None if random is None else dict(zip(SIDES, random, strict=True)),
+        "without_sinks": None if without is None else without.json(),
     }
 
 
@@ -211,12 +216,19 @@ def _masses(
 def heads(
     pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None, least: float
 ) -> Json | None:
-    """Heads whose attention on the region changed significantly, by mean and ranks one way, by at least ``least`` of
-    the mass of region and random places; smallest p first; at most 40."""
+    """Heads whose attention on the region changed significantly more, or less, than on random places, by mean and ranks
+    one way, by at least ``least``; smallest p first; at most 40.
+
+    ``before``, ``after`` and ``difference`` are of the region, ``random`` of random places; ``lead`` is of the region
+    over them (``relative_change`` of the masses crossed), and null where they were not measured: then heads are tested
+    by the region's own change. ``relative_change`` is what was tested, whichever of the two.
+    """
     members = _tested(pairs)
     if chances is None or not members:
         return None
     before, after = (_masses(members, side) for side in SIDES)
+    beside = all(map(_has_random, members))
+    random = [_masses(members, side, "random_mass") for side in SIDES] if beside else []
     change = relative_change(*_head_lead(members))
     one_way = agreed_direction(change, images_of(members)) != 0
     moved = (chances < SIGNIFICANT) & one_way & (np.abs(change.mean(0)) >= least)
@@ -234,28 +246,43 @@ def heads(
                 "after": float(after[:, layer, head].mean()),
                 "difference": float((after - before)[:, layer, head].mean()),
                 "relative_change": float(change[:, layer, head].mean()),
+                "lead": float(change[:, layer, head].mean()) if beside else None,
+                "random": {
+                    side: float(one[:, layer, head].mean()) for side, one in zip(SIDES, random, strict=True)
+                }
+                if beside
+                else None,
                 "p_adjusted": float(chances[layer, head]),
                 "effect_size": effect_size(change[:, layer, head], images_of(members)),
             }
         )
-    return {"tested": int(chances.size), "count": count, "significant": listed}
+    return {
+        "tested": int(chances.size),
+        "count": count,
+        "over_random_places": beside,
+        "significant": listed,
+    }
 
 
-def _random_enrichment(pairs: Sequence[ProbePair], row: int) -> tuple[float, float] | None:
-    """Enrichment of area-matched random regions in a key layer, mean over probes, before and after; None if any probe
-    lacks it."""
-    found = [levels for pair in pairs if (levels := _levels(pair, "random_mass", row)) is not None]
+def _random_enrichment(pairs: Sequence[ProbePair], rows: Sequence[int]) -> tuple[float, float] | None:
+    """Enrichment of area-matched random regions in each probe's key layer, mean over probes, before and after; None if
+    any probe lacks it. ``rows``: of the records."""
+    found = [
+        levels
+        for pair, row in zip(pairs, rows, strict=True)
+        if (levels := _levels(pair, "random_mass", row)) is not None
+    ]
     if len(found) < len(pairs):
         return None
     before, after = np.mean(found, axis=0)
     return float(before), float(after)
 
 
-def _without_sinks(pairs: Sequence[ProbePair], row: int, level: float) -> Change | None:
-    """The judged region's enrichment with sinks left out, in probes whose records have sinks."""
+def _without_sinks(pairs: Sequence[ProbePair], rows: Sequence[int], level: float) -> Change | None:
+    """The judged region's enrichment with sinks left out, in probes whose records have sinks. ``rows`` as above."""
     found = [
         (pair, levels)
-        for pair in pairs
+        for pair, row in zip(pairs, rows, strict=True)
         if (levels := _levels(pair, "region_mass_without_sinks", row)) is not None
     ]
     if not found:

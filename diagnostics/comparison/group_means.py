@@ -10,6 +10,7 @@ import numpy as np
 from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, images_of
 from diagnostics.measures.attention import collapse
 from diagnostics.measures.drift import drift
+from diagnostics.measures.geometry import attention_on_cells
 from diagnostics.measures.statistics import paired_change
 from diagnostics.records.record import AttentionRecord
 
@@ -37,7 +38,8 @@ def relation_enrichment(pairs: Sequence[ProbePair]) -> Json | None:
 
 def relation(pairs: Sequence[ProbePair]) -> Json | None:
     """Readings of the relation (``diagnostics.probing.relations``), mean over key layers (or the tower's), heads
-    and probes, and ``phrase/both``, the smaller of the two ends in each probe, layer and head."""
+    and probes, and ``phrase/both``: in each layer and head of a probe the smaller of the two ends. Where one head looks
+    at the subject and another at the object, it is below both means."""
     related = [pair for pair in pairs if pair.before.relation and pair.after.relation]
     if not related:
         return None
@@ -83,15 +85,24 @@ def mean_by_layer(pairs: Sequence[ProbePair], value: Callable[[ProbePair, LayerP
 
 
 def visual_share(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
+    """Share of the answer query's attention on all pictures of the probe, mean over heads."""
     return {side: float(getattr(pair, side).visual_share[layer.layer].mean()) for side in SIDES}
 
 
 def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
-    """Drift of attention to, within and across the picture: see ``diagnostics.measures.drift.Drift``."""
-    share = visual_share(pair, layer)
+    """Drift of attention to, within and across the first picture, which the maps are of: see
+    ``diagnostics.measures.drift.Drift``. Not of ``visual_share``, which counts every picture of the probe."""
+    shares = [np.array(_on_first_picture(getattr(pair, side), layer.layer)) for side in SIDES]
     grid = pair.after.image_tokens[0].grid
-    found = drift(layer.before, layer.after, np.array(share["before"]), np.array(share["after"]), grid)
+    found = drift(layer.before, layer.after, shares[0], shares[1], grid)
     return {name: float(value) for name, value in found._asdict().items()}
+
+
+def _on_first_picture(record: AttentionRecord, layer: int) -> float:
+    """Share of the answer query's row in a key layer that lies on the first picture, mean over heads."""
+    row = record.rows[record.layers.index(layer), :, 0].mean(0)
+    connector = record.connector[0] if record.connector else None
+    return float(attention_on_cells(row, record.image_tokens[0], connector).sum())
 
 
 def collapse_of(pairs: Sequence[ProbePair]) -> Json | None:

@@ -183,7 +183,7 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
         "boxes": box_answers(pairs),
         "enrichment": None
         if reading is None or looking.chance is None
-        else reading_json(reading, looking.chance, looking.by_layer),
+        else reading_json(reading, looking.chance, level),
         "enrichment_by_layer": [one.json() for one in looking.by_layer],
         "localisation": localisation(pairs),
         "further_maps": further_maps(pairs),

@@ -29,7 +29,11 @@ THRESHOLDS = {
     "least_right": (0.8, "right answers after, and of the guards"),
     "most_disagreement": (0.1, "difference between answers right by margin and right as generated"),
     "least_picture": (0.5, "part of the margin that must be lost without the true picture"),
-    "least_move": (0.05, "relative change of attention on the region, and its lead over each other place"),
+    "least_move": (
+        0.05,
+        "relative change of attention on the region, 2 (after - before) / (after + before), which is 0.67 for twice as "
+        "much; and its lead over each other place",
+    ),
     "least_cause": (0.2, "rise of the cost of hiding the region, as a share of the margin's rise"),
     "least_cost": (0.5, "cost of hiding the region after, as a share of the margin after"),
     "least_mediated": (0.1, "part of the margin's change that attention must carry"),

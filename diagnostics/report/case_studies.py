@@ -216,7 +216,7 @@ def _attention_words(pair: ProbePair, layer: LayerPair, side: str, misleading: s
     if reading is None:
         return "Brighter means more attention."
     share = percent_words(getattr(reading, f"mass_{side}"))
-    words = f"{share} of its attention on the {as_written(reading.region)}"
+    words = f"{share} of its attention to the picture on the {as_written(reading.region)}"
     if misleading is None:
         return f"{words}."
     other = percent_words(getattr(layer.readings[misleading], f"mass_{side}"))

@@ -107,6 +107,9 @@ _HEADLINE = {
     "Of what had to stay right as much is right as before {n:t}, but not the same: {l:n} answers were lost.": (
         "本该保持正确的，答对的与之前一样多{n}，但不是同一批：有 {l} 个回答丢失了。"
     ),
+    "Of what had to stay right as much is right as before {n:t}, but not the same: on {l:n} pictures answers were lost.": (
+        "本该保持正确的，答对的与之前一样多{n}，但不是同一批：有 {l} 张图片上的回答丢失了。"
+    ),
     "({a:n} → {b:n} of {c:n})": "（{a} → {b}，共 {c} 题）",
     "({a:n} → {b:n})": "（{a} → {b}）",
     "questions like {q}": "{q}这类问题",
@@ -126,8 +129,10 @@ _CASES = {
     "{a} likelier than {b}": "认为 {a} 比 {b} 更可能",
     "attention before": "之前的注意力",
     "attention now": "现在的注意力",
-    "{a:n} of its attention on the {r}, {b:n} on the {s}.": "{a} 的注意力在 {r} 上，{b} 在 {s} 上。",
-    "{a:n} of its attention on the {r}.": "{a} 的注意力在 {r} 上。",
+    "{a:n} of its attention to the picture on the {r}, {b:n} on the {s}.": (
+        "对图片的注意力中，{a} 在 {r} 上，{b} 在 {s} 上。"
+    ),
+    "{a:n} of its attention to the picture on the {r}.": "对图片的注意力中，{a} 在 {r} 上。",
     "Brighter means more attention.": "越亮，注意力越多。",
     "Why believe it?": "凭什么相信？",
     "Hide a place: how much of the right answer’s lead goes, nats. Below 0 it grows. Upper bar: before; lower: now.": (
@@ -196,7 +201,12 @@ _CARDS = {
     'attention on <b translate="no">{r}</b>': '对 <b translate="no">{r}</b> 的注意力',
     "median probe: {x:n} times": "中位探针：{x} 倍",
     "median probe: over {x:n} times": "中位探针：超过 {x} 倍",
+    "each picture counted once: {a:n}, interval {i:n}": "每张图片计一次：{a}，区间 {i}",
+    "interval {i:n}, each picture counted once": "区间 {i}，每张图片计一次",
+    "on {n:n} pictures more right, on {b:n} fewer (p = {p:n})": "{n} 张图片上答对更多，{b} 张更少（p = {p}）",
+    "on 1 picture more right, on {b:n} fewer (p = {p:n})": "1 张图片上答对更多，{b} 张更少（p = {p}）",
     "change {i:n}, layer {n:n}": "变化 {i}，第 {n} 层",
+    "change {i:n}, layers {n:n} and {m:n}": "变化 {i}，第 {n} 和 {m} 层",
     "lead {x:n} over {place:t}": "领先 {place} {x}",
     "equally salient places": "同样显眼的位置",
     "the other regions": "其他区域",
@@ -221,7 +231,7 @@ _CARDS = {
     "{i}<b>guards</b>": "{i}<b>护栏</b>",
     "<b>{a:n}</b> of the answers right": "<b>{a}</b> 的回答正确",
     "<b>{a:n}</b> of the margin lost with another picture": "换图后差距损失 <b>{a}</b>",
-    "<b>{a:n}</b> gain of the region, or its least lead": "该区域的增幅，或最小领先：<b>{a}</b>",
+    "<b>{a:n}</b> gain of the region, or its weakest lead": "该区域的增幅，或最弱的领先：<b>{a}</b>",
     "<b>{a:n}</b> of the margin’s rise, in cost of hiding it": "遮住它的代价占差距增幅的 <b>{a}</b>",
     "<b>{a:n}</b> of the margin’s change goes with attention": "差距变化中 <b>{a}</b> 随注意力而去",
     "<b>{a:n}</b> of the guards right": "<b>{a}</b> 的护栏答对",
@@ -252,10 +262,15 @@ _CARDS = {
     "keeping question and answer from looking at it": "让问题和回答都看不到它",
     "cutting it inside vision tower and resampler": "在视觉塔和重采样器内切断它",
     "the region against other places": "该区域与其他位置相比",
-    "How much more its attention grew than that of another place, relative to what both get.": (
-        "它的注意力比另一处多增长多少，相对于两处所得之和。"
+    "How much more its attention grew than that of another place, over half of what both get before and after.": (
+        "它的注意力比另一处多增长多少，除以两处前后所得之和的一半。"
     ),
     "{n:n} of {m:n} heads moved": "{m} 个注意力头中有 {n} 个变了",
+    "Heads whose attention on the region changed more or less than on random places, beyond chance, adjusted for all "
+    "heads tested.": "对该区域的注意力变化多于或少于随机位置、且超出偶然的头（已按全部受检的头校正）。",
+    "layer {n:n}, head {h:n}: {a:n} on the region, {b:n} on random places": (
+        "第 {n} 层第 {h} 头：对该区域 {a}，对随机位置 {b}"
+    ),
     "Heads whose attention on the region changed beyond chance, adjusted for all heads tested.": (
         "对该区域的注意力变化超出偶然的头（已按全部受检的头校正）。"
     ),
@@ -267,7 +282,7 @@ _CARDS = {
     ),
     "the relation word looks at the subject": "关系词看主体",
     "the relation word looks at the object": "关系词看客体",
-    "the smaller of these two, per probe": "每个探针取两者较小",
+    "the smaller of these two, by layer and head": "逐层逐头取两者较小",
     "the later noun looks at the earlier one": "后一个名词看前一个",
     "the same with the nouns swapped": "交换名词后同上",
     "in the vision tower, the subject's patches look at the object": "视觉塔中主体的图块看客体",
@@ -306,6 +321,17 @@ _REASONS = {
         "{a} 的回答正确（{i}；至少需 {b}），之前 {c}：{g} 张图变对，{l} 张变错（精确 McNemar 检验 p = {p}）；"
         "但实际生成的回答有 {s} 正确，之前 {o}，相差超过 {d}。"
     ),
+    "{a:n} of the answers are right, {e:n} with each picture counted once ({i:i} of these; at least {b:n} of both must be), "
+    "{c:n} of the answers before: on {g:t} more became right and on {l:n} fewer (exact McNemar p = {p:n}).": (
+        "{a} 的回答正确，每张图片计一次则为 {e}（后者的 {i}；两者都至少需 {b}），之前 {c} 的回答正确：{g}上答对更多，{l} 张更少"
+        "（精确 McNemar 检验 p = {p}）。"
+    ),
+    "{a:n} of the answers are right, {e:n} with each picture counted once ({i:i} of these; at least {b:n} of both must be), "
+    "{c:n} of the answers before: on {g:t} more became right and on {l:n} fewer (exact McNemar p = {p:n}); but {s:n} of the "
+    "generated answers are right, {o:n} before, which differs by more than {d:n}.": (
+        "{a} 的回答正确，每张图片计一次则为 {e}（后者的 {i}；两者都至少需 {b}），之前 {c} 的回答正确：{g}上答对更多，{l} 张更少"
+        "（精确 McNemar 检验 p = {p}）；但实际生成的回答有 {s} 正确，之前 {o}，相差超过 {d}。"
+    ),
     "No probe of this group has a foil to compare with its answer.": "本组没有探针带有可与答案比较的错误答案。",
     "The region gets {a:n} times the attention that its area alone would get, {b:n} before ({m:t}; {c:t}){rest:t}": (
         "该区域得到的注意力是其面积应得的 {a} 倍，之前 {b} 倍（{m}；{c}）{rest}"
@@ -318,19 +344,20 @@ _REASONS = {
     "layers {n:l}": "第 {n} 层",
     "; {w:t}; in {l:t} attention left the region. {trained:t}": "；{w}；在{l}，注意力离开了该区域。{trained}",
     "; {w:t}; in {l:t} attention left the region.": "；{w}；在{l}，注意力离开了该区域。",
-    "it left the region ({s})": "注意力离开了该区域（{s}）",
-    "the change could be due to chance ({s}, adjusted for every group)": "变化可能出于偶然（{s}，已按所有组校正）",
-    "chance does not explain the change ({s}), but a move is at least {p:n} to the region": (
+    "{a:n} of the mean of before and after, p = {p:n}": "相当于前后均值的 {a}，p = {p}",
+    "it left the region ({s:t})": "注意力离开了该区域（{s}）",
+    "the change could be due to chance ({s:t}, adjusted for every group)": "变化可能出于偶然（{s}，已按所有组校正）",
+    "chance does not explain the change ({s:t}), but a move is at least {p:n} to the region": (
         "偶然无法解释这一变化（{s}），但至少要向该区域移动 {p} 才算数"
     ),
-    "chance does not explain the change ({s}), but no move is claimed: a few probes carry the mean, and the ranks that p "
+    "chance does not explain the change ({s:t}), but no move is claimed: a few probes carry the mean, and the ranks that p "
     "judges point the other way": (
         "偶然无法解释这一变化（{s}），但不认定有移动：均值由少数探针决定，而 p 值所依据的秩指向相反方向"
     ),
-    "chance does not explain the change ({s}), and its lead over {place:t} is {x:n} ({i:i}), at least {p:n}": (
+    "chance does not explain the change ({s:t}), and its lead over {place:t} is {x:n} ({i:i}), at least {p:n}": (
         "偶然无法解释这一变化（{s}），并且它领先 {place} {x}（{i}），至少需 {p}"
     ),
-    "chance does not explain the change ({s}), but its lead over {place:t} is {x:n} ({i:i}): it did not move to the "
+    "chance does not explain the change ({s:t}), but its lead over {place:t} is {x:n} ({i:i}): it did not move to the "
     "region alone": "偶然无法解释这一变化（{s}），但它领先 {place} {x}（{i}）：注意力并非只移到该区域",
     ", but there is no other place to compare with: attention may have moved to any object (add a second region).": (
         "，但没有其他位置可比：注意力也可能移到了任何物体上（请再加一个区域）。"
@@ -346,6 +373,14 @@ _REASONS = {
     "there is what it was told to.": "训练直接约束了{l}以及其中 {n} 个探针图片的注意力，即{e}可判断之处：它看哪里正是训练所要求的。",
     "Attention was trained on in {l:t}, {e:t} that could be judged: where it looks there is what it was told to.": (
         "训练直接约束了{l}的注意力，即{e}可判断之处：它看哪里正是训练所要求的。"
+    ),
+    "Attention was trained on in {l:t} and in the resampler, through which every layer looks at the picture: where it "
+    "looks is what it was told to.": (
+        "训练直接约束了{l}以及重采样器的注意力，而各层都经由重采样器看图：它看哪里正是训练所要求的。"
+    ),
+    "In no key layer that could be judged does attention reach the region, before or after (a sliding window may end "
+    "before the picture): choose others (--key_layers).": (
+        "可判断的关键层中，训练前后都没有注意力落到该区域（滑动窗口可能到不了图片）：请另选关键层（--key_layers）。"
     ),
     "every layer": "所有",
     "every picture": "所有图片上",
@@ -441,6 +476,10 @@ _REASONS = {
     "answer as the foil.": "之前答错的 {m} 个探针中，有 {n} 个答的并不是所给的错误答案（{said}）；请用它实际的回答作错误答案。",
     "The model before was measured in {a}, the model after in {b}: some of what differs is rounding; measure both in one "
     "precision.": "之前的模型以 {a} 测量，之后的模型以 {b} 测量：差别中有一部分只是舍入；请用同一精度测量两者。",
+    "{n:n} of {m:n} probes of the records are not in the probe file: what is picked once answers are known can show "
+    "anything; give all probes of the records, unless these were left out beforehand.": (
+        "记录中的 {m} 个探针有 {n} 个不在探针文件里：知道回答之后再挑选，什么结果都能得出；请给出记录的全部探针，除非这些是事先就去掉的。"
+    ),
 }
 
 _BOXES = {
@@ -640,6 +679,7 @@ _DIAGNOSIS = {
     "It says {f} where {r} is right.": "正确答案是 {r} 时，它答 {f}。",
     "It says {f} too readily.": "它太容易答 {f}。",
     "{a:n} are right.": "{a} 答对。",
+    "{a:n} are right, {b:n} with each picture counted once.": "{a} 答对，每张图片计一次则为 {b}。",
     "The answer is never asked of the picture: the words of the question decide.": "回答根本不问图片：由问题的文字决定。",
     "It is lost in the vision tower: what it makes of {r:t} is the same for both answers.": (
         "在视觉塔中丢失：对两种答案，视觉塔从{r}得到的表示都一样。"

@@ -37,6 +37,8 @@ CURVE = {
     "guards right": "护栏答对",
     "began at (answers, attention, cause)": "开始于（回答、注意力、因果）",
     "{n:n}, seed {s:n}": "{n}，种子 {s}",
+    "{a:n}, {b:n} by picture": "{a}，按图片计 {b}",
+    "{a:n}, {b:n} by picture <i>[{l:n}, {h:n}]</i>": "{a}，按图片计 {b} <i>[{l}, {h}]</i>",
     "&quot;{a:t}&quot; or &quot;{b:t}&quot;": "“{a}”或“{b}”",
     "&quot;{a:t}&quot;": "“{a}”",
     "{n:n} samples are enough: {v:t}, the smallest number tried.": "{n} 个样本足够：{v}，是试过的最小数量。",

@@ -184,7 +184,7 @@ def _sentences(group: GroupDiagnosis, probe: Probe) -> tuple[str, str, str]:
         "region": f"the {as_written(probe.main_region)}" if probe.main_region else "the region",
         "decides": "" if decides is None else f"; {as_written(decides)} decides",
     }
-    share = "" if group.evidence.accuracy is None else f" {percent(group.evidence.accuracy)} are right."
+    share = _right_words(group)
     do = (
         f"Train {_listed(group.remedy.trains)}. {group.remedy.samples}"
         if group.remedy.trains
@@ -194,6 +194,16 @@ def _sentences(group: GroupDiagnosis, probe: Probe) -> tuple[str, str, str]:
     elsewhere = group.stage.name == NOT_USED and (looks is None or looks.holds is not True)
     where = _ARRIVED if elsewhere else words.where
     return words.wrong.format(**filled) + share, where.format(**filled), html.escape(do)
+
+
+def _right_words(group: GroupDiagnosis) -> str:
+    """The share of right answers, and of pictures where that is less, which the test of the answers then cites."""
+    right, test = group.evidence.accuracy, group.evidence.tests.get(ANSWERS)
+    if right is None:
+        return ""
+    if test is None or test.value is None or percent(test.value) == percent(right):
+        return f" {percent(right)} are right."
+    return f" {percent(right)} are right, {percent(test.value)} with each picture counted once."
 
 
 def _listed(parts: Sequence[str]) -> str:

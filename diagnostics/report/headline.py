@@ -80,6 +80,10 @@ CLAIMS = {
 ALL_KEPT = "What had to stay right stayed right {count}."
 ONE_LOST = "It lost answers that had to stay right, in {group} {count}."
 EXCHANGED = "Of what had to stay right as much is right as before {count}, but not the same: {lost} answers were lost."
+EXCHANGED_ON_PICTURES = (
+    "Of what had to stay right as much is right as before {count}, but not the same: "
+    "on {lost} pictures answers were lost."
+)
 MANY_LOST = 0.1
 """Share of the pictures right before that, once lost, is named, even where as many others became right."""
 
@@ -147,10 +151,7 @@ def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
         return ""
     total = sum(_scored(group) for group in scored)
     sums = [sum(_right(group)[side] * _scored(group) for group in scored) for side in ("before", "after")]
-    whole = all(
-        group["accuracy"].get("images", group.get("images", group["probes"])) == _scored(group)
-        for group in scored
-    )
+    whole = not any(map(_shares_pictures, scored))
     if whole and all(abs(one - round(one)) < 1e-6 for one in sums):
         return f"({round(sums[0])} → {round(sums[1])} of {total})"
     return f"({percent_words(sums[0] / total)} → {percent_words(sums[1] / total)})"
@@ -159,6 +160,23 @@ def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
 def _scored(group: Mapping[str, Any]) -> int:
     """Probes with a foil; files of earlier versions do not say how many."""
     return int(group["accuracy"].get("probes", group["probes"]))
+
+
+def _pictures(group: Mapping[str, Any]) -> int:
+    """Pictures of the probes with a foil."""
+    return int(group["accuracy"].get("images", group.get("images", group["probes"])))
+
+
+def _shares_pictures(group: Mapping[str, Any]) -> bool:
+    """Do several of the probes with a foil show one picture?"""
+    return _pictures(group) != _scored(group)
+
+
+def _pictures_right_before(group: Mapping[str, Any]) -> float:
+    """Pictures right before, each by the share of its answers that were: what "lost", which counts pictures, is part
+    of. Files of earlier versions have the share of answers alone."""
+    accuracy = group["accuracy"]
+    return float(accuracy.get("pictures_right", accuracy)["before"]) * _pictures(group)
 
 
 def _right(group: Mapping[str, Any]) -> Mapping[str, float]:
@@ -186,9 +204,10 @@ def _kept(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[Claim]:
             yield Claim("bad", ONE_LOST.format(group=as_written(name), count=count_words([group])))
     if kept and len(kept) == len(judged):
         lost = sum(group["accuracy"].get("lost", 0) for group in kept)
-        before = sum(group["accuracy"]["before"] * _scored(group) for group in kept)
+        before = sum(_pictures_right_before(group) for group in kept)
         if lost > MANY_LOST * before:
-            yield Claim("", EXCHANGED.format(count=count_words(kept), lost=lost))
+            words = EXCHANGED_ON_PICTURES if any(map(_shares_pictures, kept)) else EXCHANGED
+            yield Claim("", words.format(count=count_words(kept), lost=lost))
         else:
             yield Claim("good", ALL_KEPT.format(count=count_words(kept)))
 

@@ -6,11 +6,13 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diagnostics.comparison.legs.attention import LARGEST_FACTOR, OTHERS, SALIENT
+from diagnostics.comparison.legs.attention import LARGEST_FACTOR, OTHERS, SALIENT, Lead, weakest_lead
 from diagnostics.comparison.legs.leg import count, listed, nats, percent
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg, shown_legs
+from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import OF_ANY_GROUP
 from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, share_bars
+from diagnostics.measures.statistics import Interval
 from diagnostics.records.measurement_plan import CONNECTOR, CURVE_SHARES, KEY_LAYERS, LANGUAGE, LAYER
 from diagnostics.report.headline import kind_of
 from diagnostics.report.languages import as_written
@@ -27,7 +29,7 @@ _WAYS = {
 _RELATION_WORDS = {
     "phrase/subject": "the relation word looks at the subject",
     "phrase/object": "the relation word looks at the object",
-    "phrase/both": "the smaller of these two, per probe",
+    "phrase/both": "the smaller of these two, by layer and head",
     "nouns": "the later noun looks at the earlier one",
     "nouns/swapped": "the same with the nouns swapped",
     "vision": "in the vision tower, the subject's patches look at the object",
@@ -40,7 +42,7 @@ def verdict_card(name: str, group: Mapping[str, Any]) -> str:
     """One group: verdict, three figures, the legs it rests on, and its further measurements."""
     figures = [_accuracy_figure(group["accuracy"])]
     if group["enrichment"] is not None:
-        figures.append(_attention_figure(group["enrichment"]))
+        figures.append(_attention_figure(group["enrichment"], _move_threshold(group)))
     if group["occlusion_nats"] is not None:
         figures.append(_cost_figure(group["occlusion_nats"]))
     more = [_boxes(group), _size(group), _decides(group), _mediation(group), _ways(group), _leads(group)]
@@ -126,26 +128,51 @@ def _accuracy_figure(change: Mapping[str, Any] | None) -> str:
     below = [pair_of_bars(change["before"], change["after"])]
     if "after_ci95" in change:
         low, high = change["after_ci95"]
-        below.append(f"interval {_ends(low, high)}")
-        below.append(
-            f"{change['gained']} became right, {change['lost']} wrong (p = {change['p_mcnemar']:.2g})"
-        )
+        p = f"(p = {change['p_mcnemar']:.2g})"
+        if change.get("images") == change.get("probes"):
+            below.append(f"interval {_ends(low, high)}")
+            below.append(f"{change['gained']} became right, {change['lost']} wrong {p}")
+        else:
+            below.append(_of_pictures(change, low, high))
+            below.append(f"on {count(change['gained'], 'picture')} more right, on {change['lost']} fewer {p}")
     return _figure(
         "right answers", _change(percent_words(change["before"]), percent_words(change["after"])), *below
     )
 
 
-def _attention_figure(enrichment: Mapping[str, Any]) -> str:
+def _of_pictures(change: Mapping[str, Any], low: float, high: float) -> str:
+    """The interval where probes share pictures: of the share with each picture counted once, which earlier versions did
+    not keep."""
+    if "pictures_right" not in change:
+        return f"interval {_ends(low, high)}, each picture counted once"
+    right = change["pictures_right"]["after"]
+    return f"each picture counted once: {percent_words(right)}, interval {_ends(low, max(high, right))}"
+
+
+def _move_threshold(group: Mapping[str, Any]) -> float:
+    """The least relative change that the group's attention was judged by."""
+    leg = (group.get("legs") or {}).get("attention")
+    return Thresholds().move if leg is None else float(leg["threshold"])
+
+
+def _attention_figure(enrichment: Mapping[str, Any], least_move: float) -> str:
     low, high = enrichment["ci95"]
     ends = f"{nats(low)} to {nats(high)}" if nats(low) != nats(high) else nats(low)
-    below = [f"change {ends}, layer {enrichment['layer']}"]
+    layers = enrichment.get("layers") or [enrichment["layer"]]
+    below = [
+        f"change {ends}, {'layer' if len(layers) == 1 else 'layers'} {listed([str(one) for one in layers])}"
+    ]
     if "median_factor" in enrichment:
         factor = enrichment["median_factor"]
         times = f"over {LARGEST_FACTOR}" if factor > LARGEST_FACTOR else f"{factor:.2f}"
         below.insert(0, f"median probe: {times} times")
     if enrichment.get("leads"):
-        least = min(enrichment["leads"], key=lambda one: one["mean"])
-        below.append(f"lead {percent(least['mean'], signed=True)} over {_place_words(least)}")
+        leads = [
+            Lead(one["over"], one["probes"], Interval(one["mean"], *one["ci95"]))
+            for one in enrichment["leads"]
+        ]
+        least = weakest_lead(leads, Thresholds(move=least_move))
+        below.append(f"lead {percent(least.interval.mean, signed=True)} over {_place_words(least.place)}")
     random = enrichment.get("random")
     if random:
         below.append(f"random boxes {random['before']:.2f}× → {random['after']:.2f}×")
@@ -186,7 +213,8 @@ def _size(group: Mapping[str, Any]) -> str:
     if effect is None:
         return ""
     what = "margin" if group.get("enrichment") is None else "attention"  # as ``group_report`` takes it
-    judged = group["probes"] if what == "attention" else group["accuracy"].get("probes", group["probes"])
+    behind = (group.get("legs") or {}).get("attention") if what == "attention" else group["accuracy"]
+    judged = (behind or group).get("probes", group["probes"])
     here = f"with {judged} probes"
     enough = here if needed is None else f"{here}; about {needed} would detect an effect of this size"
     return f'<p class="size">Change of {what}: effect size {nats(effect)} {enough}.</p>'
@@ -278,21 +306,20 @@ def _leads(group: Mapping[str, Any]) -> str:
     if not leads:
         return ""
     rows = "".join(
-        f"<tr><td>{_place_words(one)}</td>"
+        f"<tr><td>{_place_words(one['over'])}</td>"
         f'<td class="numbers"><b>{percent(one["mean"], signed=True)}</b></td>'
         f'<td class="numbers">{_ends(*one["ci95"], signed=True)}</td></tr>'
         for one in leads
     )
     return _more(
         "the region against other places",
-        "How much more its attention grew than that of another place, relative to what both get.",
+        "How much more its attention grew than that of another place, over half of what both get before and after.",
         f"<table>{rows}</table>",
     )
 
 
-def _place_words(lead: Mapping[str, Any]) -> str:
+def _place_words(place: str) -> str:
     """Names of regions stand in quotes in comparison.json."""
-    place = str(lead["over"])
     return place if place in (SALIENT, OTHERS) else as_written(place.strip("'\""))
 
 
@@ -302,16 +329,27 @@ def _heads(group: Mapping[str, Any]) -> str:
         return ""
     listed = "".join(
         f"<li>layer {one['layer']}, head {one['head']}: {percent_words(one['before'])} → "
-        f"{percent_words(one['after'])} on the region</li>"
+        f"{percent_words(one['after'])} on the region{_on_random(one)}</li>"
         for one in sorted(heads["significant"], key=lambda one: one["p_adjusted"])[:HEADS_LISTED]
     )
     rest = heads["count"] - min(heads["count"], HEADS_LISTED)
     listed += f"<li>… and {rest} more in comparison.json</li>" if rest else ""
     return _more(
         f"{heads['count']} of {heads['tested']} heads moved",
-        "Heads whose attention on the region changed beyond chance, adjusted for all heads tested.",
+        "Heads whose attention on the region changed more or less than on random places, beyond chance, adjusted for "
+        "all heads tested."
+        if heads.get("over_random_places")
+        else "Heads whose attention on the region changed beyond chance, adjusted for all heads tested.",
         f"<ul>{listed}</ul>" if listed else "",
     )
+
+
+def _on_random(head: Mapping[str, Any]) -> str:
+    """What random places of the region's size got: a head is named for the region's lead over them."""
+    random = head.get("random")
+    if not random:
+        return ""
+    return f", {percent_words(random['before'])} → {percent_words(random['after'])} on random places"
 
 
 def _relation(group: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diagnostics.comparison.legs.leg import Leg, not_measured, percent, percent_interval
+from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent, percent_interval
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.answers import says
@@ -24,7 +24,9 @@ class Answers(NamedTuple):
 
     probes, images   that have a foil, and their distinct pictures
     before, after    shares of right answers
-    before_ci95, after_ci95   their Clopper–Pearson intervals, over pictures
+    pictures_before, pictures_after   the same with each picture counted once, by the share of its right answers: equal
+                     to them where no probes share a picture
+    before_ci95, after_ci95   Clopper–Pearson intervals of these, over pictures
     gained, lost     pictures with more, and with fewer, right answers after
     p                exact McNemar test over those
     difference_ci95  interval of after − before: Clopper–Pearson of gained among gained + lost, or the bootstrap's where
@@ -41,6 +43,8 @@ class Answers(NamedTuple):
     images: int
     before: float
     after: float
+    pictures_before: float
+    pictures_after: float
     before_ci95: tuple[float, float]
     after_ci95: tuple[float, float]
     gained: int
@@ -65,6 +69,7 @@ class Answers(NamedTuple):
             "images": self.images,
             "before": self.before,
             "after": self.after,
+            "pictures_right": {"before": self.pictures_before, "after": self.pictures_after},
             "difference": self.after - self.before,
             "ci95": list(self.difference_ci95),
             "before_ci95": list(self.before_ci95),
@@ -89,17 +94,20 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
     p = mcnemar_p(gained, lost)
     change = SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
     shares = [float(one.mean()) for one in right]
-    of_images = float(by_image[1].mean())
+    of_images = [float(one.mean()) for one in by_image]
     intervals = [_interval(one, level) for one in by_image]
     said = said_right(scored)
     apart = said is not None and _is_apart(shares, said, thresholds.disagreement)
-    enough = min(shares[1], of_images) >= thresholds.right - 1e-9
+    judged = min(shares[1], of_images[1])
+    enough = judged >= thresholds.right - 1e-9
     holds = change == MORE and enough and not apart
     return Answers(
         len(scored),
         len(by_image[0]),
         shares[0],
         shares[1],
+        of_images[0],
+        of_images[1],
         intervals[0],
         intervals[1],
         gained,
@@ -114,10 +122,18 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
         Leg(
             holds,
             len(scored),
-            of_images,
-            (intervals[1][0], max(intervals[1][1], of_images)),
+            judged,
+            (min(intervals[1][0], judged), max(intervals[1][1], judged)),
             thresholds.right,
-            _reason(shares, intervals[1], (gained, lost, p), said if apart else None, thresholds, level),
+            _reason(
+                shares,
+                of_images[1] if len(by_image[0]) < len(scored) else None,
+                (intervals[1][0], max(intervals[1][1], of_images[1])),
+                (gained, lost, p),
+                said if apart else None,
+                thresholds,
+                level,
+            ),
         ),
     )
 
@@ -184,18 +200,28 @@ def difference_interval(gained: int, lost: int, images: int, level: float) -> tu
 
 def _reason(
     shares: Sequence[float],
+    of_images: float | None,
     after: tuple[float, float],
     changed: tuple[int, int, float],
     said: tuple[float, float] | None,
     thresholds: Thresholds,
     level: float,
 ) -> str:
+    """``of_images``: the share after with each picture counted once, which the interval ``after`` is of; None where no
+    probes share a picture."""
     gained, lost, p = changed
-    words = (
-        f"{percent(shares[1])} of the answers are right ({percent_interval(after, level).replace('+', '')}; at least "
-        f"{percent(thresholds.right)} must be), {percent(shares[0])} before: {gained} became right and {lost} wrong "
-        f"(exact McNemar p = {p:.2g})"
-    )
+    words = f"{percent(shares[1])} of the answers are right"
+    interval, least = percent_interval(after, level).replace("+", ""), percent(thresholds.right)
+    if of_images is None:
+        words += f" ({interval}; at least {least} must be), {percent(shares[0])} before: "
+        words += f"{gained} became right and {lost} wrong"
+    else:
+        words += (
+            f", {percent(of_images)} with each picture counted once ({interval} of these; at least {least} of both "
+            f"must be), {percent(shares[0])} of the answers before: on {count(gained, 'picture')} more became right "
+            f"and on {lost} fewer"
+        )
+    words += f" (exact McNemar p = {p:.2g})"
     if said is not None:
         words += (
             f"; but {percent(said[1])} of the generated answers are right, {percent(said[0])} before, which differs by "

@@ -28,6 +28,10 @@ from finetune.families.parts.coverage import region_coverage
 TO, AWAY, ELSEWHERE = "to the region", "away from the region", "to other places too"
 LARGEST_FACTOR = 100  # times; above it there was almost nothing before
 SALIENT, OTHERS = "equally salient places", "the other regions"
+BLIND = (
+    "In no key layer that could be judged does attention reach the region, before or after (a sliding window may end "
+    "before the picture): choose others (--key_layers)."
+)
 
 Mediated = Callable[[ProbePair, int], float | None]
 """Margin lost when one layer's attention is put back as it was, nats."""
@@ -47,6 +51,7 @@ class Reading:
     """A group's attention on the judged region, each probe read in the layer chosen on the other half of the pictures.
 
     layers    the layer chosen on each half
+    read_in   the layer in which each probe is read: the one that the other half chose
     cited     the one that carries more of the change, if measured; else the first
     before, after   Float[probes]: enrichment, times
     images    the picture of each probe
@@ -58,6 +63,7 @@ class Reading:
     pairs: tuple[ProbePair, ...]
     region: str
     layers: tuple[int, int]
+    read_in: tuple[int, ...]
     cited: int
     before: Float[np.ndarray, " probes"]
     after: Float[np.ndarray, " probes"]
@@ -77,10 +83,12 @@ class Reading:
 
 class Unseen(NamedTuple):
     """What a loss on attention did not see: a model whose attention was trained on meets an attention criterion by
-    construction, so it is judged in other layers and on other pictures.
+    construction, so it is judged in other layers and on other pictures. Through a resampler whose attention was trained
+    on, nothing is left: it moves the map of every layer.
 
-    pairs     with a region, on pictures that the loss did not see, and with the layers that it did not
-    sentence  what is judged, and why; "" where attention was not trained on
+    pairs     with a region, on pictures that the loss did not see, and with the layers that it did not and that see the
+              region
+    sentence  what is judged, and why; "" where all is
     """
 
     pairs: tuple[ProbePair, ...]
@@ -88,13 +96,20 @@ class Unseen(NamedTuple):
 
 
 def unseen(pairs: Sequence[ProbePair]) -> Unseen:
-    """The probes that name a region, without what attention was trained on before or after."""
+    """The probes that name a region, without what attention was trained on before or after, and without layers that do
+    not see the region."""
     members = [pair for pair in pairs if pair.region is not None]
     trained = sorted(
         {layer for pair in members for side in SIDES for layer in getattr(pair, side).supervised_layers}
     )
     if not trained:
-        return Unseen(tuple(members))
+        return _that_see(members, "")
+    if any(getattr(pair, side).supervised_connector for pair in members for side in SIDES):
+        return Unseen(
+            (),
+            f"Attention was trained on in {_layers(trained)} and in the resampler, through which every layer looks at "
+            "the picture: where it looks is what it was told to.",
+        )
     left = [
         replace(pair, layers=tuple(one for one in pair.layers if one.layer not in trained))
         for pair in members
@@ -109,7 +124,30 @@ def unseen(pairs: Sequence[ProbePair]) -> Unseen:
         return Unseen(
             (), f"{sentence}, {every} that could be judged: where it looks there is what it was told to."
         )
-    return Unseen(tuple(judged), f"{sentence}; it is judged only where it was not.")
+    return _that_see(judged, f"{sentence}; it is judged only where it was not.")
+
+
+def _that_see(pairs: Sequence[ProbePair], sentence: str) -> Unseen:
+    """Without the layers in which no attention reaches a region, before or after, as where a sliding window ends before
+    the picture: that nothing changes there would pass for the better result beside a layer whose attention fell."""
+    seeing = _seeing(pairs)
+    if len(seeing) == (len(pairs[0].layers) if pairs else 0):
+        return Unseen(tuple(pairs), sentence)
+    if not seeing:
+        return Unseen((), f"{sentence} {BLIND}".lstrip())
+    return Unseen(
+        tuple(replace(pair, layers=tuple(pair.layers[row] for row in seeing)) for pair in pairs), sentence
+    )
+
+
+def _seeing(pairs: Sequence[ProbePair]) -> list[int]:
+    """Indices of the key layers in which some attention reaches the region of some probe, before or after."""
+    count = len(pairs[0].layers) if pairs else 0
+    return [
+        row
+        for row in range(count)
+        if any(_enrichment(pair, row, side) > 0 for pair in pairs for side in SIDES)
+    ]
 
 
 def agreed_direction(
@@ -148,6 +186,7 @@ def read_attention(
         tuple(members),
         str(members[0].region) if len(regions) == 1 else "each probe's own",
         layers,
+        tuple(members[0].layers[row].layer for row in rows),
         max(layers, key=lambda layer: _carried(members, layer, mediated)),
         before,
         after,
@@ -197,13 +236,31 @@ def attention_leg(
         return not_measured(thresholds.move, reason, probes), ELSEWHERE
     else:
         moved = TO if all(_is_clear(one, thresholds) for one in reading.leads) else ELSEWHERE
-    least = min([reading.relative, *(one.interval for one in reading.leads)], key=lambda one: one.mean)
+    value = _judged(reading, moved, thresholds)
     reason = f"{_means(reading)}; {_words(reading, chance, moved, thresholds, level)}"
     if others := [layer for layer in fallen if layer not in reading.layers or moved != AWAY]:
         reason += f"; in {_layers(others)} attention left the region"
     reason = f"{reason}. {reading.trained}".rstrip()
     reason += "" if reason.endswith(".") else "."
-    return Leg(moved == TO, probes, least.mean, (least.low, least.high), thresholds.move, reason), moved
+    return Leg(moved == TO, probes, value.mean, (value.low, value.high), thresholds.move, reason), moved
+
+
+def _judged(reading: Reading, moved: str | None, thresholds: Thresholds) -> Interval:
+    """What the leg holds or fails by: the lead that is not clear; where all are, the least of the gain and the leads;
+    where attention did not move to the region, its change alone."""
+    if moved not in (TO, ELSEWHERE):
+        return reading.relative
+    lead = weakest_lead(reading.leads, thresholds).interval
+    return lead if moved == ELSEWHERE else min(reading.relative, lead, key=lambda one: one.mean)
+
+
+def weakest_lead(leads: Sequence[Lead], thresholds: Thresholds) -> Lead:
+    """The lead to cite: of those that are not clear, which a move to the region fails by, the one with the lowest lower
+    bound; the smallest where all are clear. A smaller lead may be clear, and a larger one not, on fewer probes."""
+    unclear = [one for one in leads if not _is_clear(one, thresholds)]
+    if unclear:
+        return min(unclear, key=lambda one: one.interval.low)
+    return min(leads, key=lambda one: one.interval.mean)
 
 
 def _is_clear(lead: Lead, thresholds: Thresholds) -> bool:
@@ -231,7 +288,7 @@ def _chosen_words(reading: Reading) -> str:
 
 
 def _words(reading: Reading, chance: float, moved: str | None, thresholds: Thresholds, level: float) -> str:
-    size = f"{percent(reading.relative.mean, signed=True)}, p = {chance:.2g}"
+    size = f"{percent(reading.relative.mean, signed=True)} of the mean of before and after, p = {chance:.2g}"
     if moved == AWAY:
         return f"it left the region ({size})"
     certain = chance < 1 - level
@@ -247,7 +304,7 @@ def _words(reading: Reading, chance: float, moved: str | None, thresholds: Thres
             f"chance does not explain the change ({size}), but a move is at least {percent(thresholds.move)} to the "
             "region"
         )
-    least = min(reading.leads, key=lambda one: one.interval.mean)
+    least = weakest_lead(reading.leads, thresholds)
     lead = f"{percent(least.interval.mean, signed=True)} ({percent_interval(least.interval, level)})"
     beside = f"its lead over {least.place} is {lead}"
     if moved == TO:
@@ -285,11 +342,12 @@ def _second_half(images: Sequence[str]) -> list[bool]:
 def _chosen(half: Sequence[ProbePair], mediated: Mediated, level: float) -> int:
     """Index of the key layer chosen on these probes: among those whose attention rose significantly, the one that
     carries most of the margin or, if not measured, the most significant; if none rose, the one with the highest lower
-    bound."""
+    bound. Of layers that see the region of none of these probes there is nothing to choose by."""
     if not half:
         return 0
     images = images_of(half)
     count = len(half[0].layers)
+    seeing = _seeing(half) or range(count)
     both = [
         np.stack([[_enrichment(pair, row, side) for row in range(count)] for pair in half]) for side in SIDES
     ]
@@ -297,7 +355,7 @@ def _chosen(half: Sequence[ProbePair], mediated: Mediated, level: float) -> int:
     chances = head_tests(both[0][:, :, None], both[1][:, :, None], images)[:, 0] * count
     risen = np.flatnonzero((chances < 1 - level) & (agreed_direction(relative, images) > 0)).tolist()
     if not risen:
-        return max(range(count), key=lambda row: bootstrap_mean(relative[:, row], images, level=level).low)
+        return max(seeing, key=lambda row: bootstrap_mean(relative[:, row], images, level=level).low)
     layers = [layer.layer for layer in half[0].layers]
     carried = {row: _carried(half, layers[row], mediated) for row in risen}
     if max(carried.values()) > 0:
@@ -366,7 +424,12 @@ def other_levels(pair: ProbePair, row: int) -> dict[str, tuple[float, float]]:
         if rest.mean() > 0:
             found[name] = float(enrichment(layer.before, rest)), float(enrichment(layer.after, rest))
     share = float(judged.mean())
-    salient = [mass_on_map(getattr(pair, side), "salient_mass", pair.region, row) for side in SIDES]
+    records = [getattr(pair, side) for side in SIDES]
+    # Not ``row``: layers that a loss on attention saw are in the records, and no longer in the pair.
+    salient = [
+        mass_on_map(record, "salient_mass", pair.region, record.layers.index(layer.layer))
+        for record in records
+    ]
     if salient[0] is not None and salient[1] is not None:
         found[SALIENT] = salient[0] / share, salient[1] / share
     return found

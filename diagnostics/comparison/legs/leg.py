@@ -16,7 +16,8 @@ class Leg(NamedTuple):
     holds      whether it meets its threshold significantly; None: not measured
     probes     number of probes behind it
     value      the number compared with the threshold; None without one
-    ci95       its interval, at the level of the comparison
+    ci95       its interval, at the level of the comparison; of "mediation" at the level of its test, which its reason
+               says
     threshold  the least value that holds
     reason     one sentence
     """

@@ -53,9 +53,9 @@ def mediation_of(
     """Causal mediation by patching: the model after with the attention of the model before.
 
     The claim rests on the key layers together, in which attention is judged, or on the connector, whichever carries
-    more; each is tested at half the error level (Bonferroni). Not on all language layers: what a layer reads changes
-    the attention of later layers, so that adapters without a query or a key reached up to 33 % there, but 6 % in the
-    key layers (real corrections: 22 to 35 %).
+    more; each is tested at half the error level (Bonferroni), and the leg's interval is of that level. Not on all
+    language layers: what a layer reads changes the attention of later layers, so that adapters without a query or a key
+    reached up to 33 % there, but 6 % in the key layers (real corrections: 22 to 35 %).
 
     why_not   the reason why nothing was patched, if known
 
@@ -107,16 +107,18 @@ def _leg(
             len(patched),
         )
     best = max(claimed, key=lambda one: one.share.mean)
-    of_two = _share(patched, best.part, best.layers, 1 - (1 - level) / 2)
+    level_of_two = 1 - (1 - level) / 2
+    of_two = _share(patched, best.part, best.layers, level_of_two)
+    tested, tested_level = (best.share, level) if of_two is None else (of_two, level_of_two)
     words = listed([f"{percent(one.share.mean)} in {_where(one)}" for one in _shown(parts)])
     return Leg(
         best.share.mean >= thresholds.mediated and of_two is not None and of_two.is_above_zero,
         len(patched),
         best.share.mean,
-        (best.share.low, best.share.high),
+        (tested.low, tested.high),
         thresholds.mediated,
         f"With attention put back as it was before, this share of the margin's change goes: {words} "
-        f"({percent_interval(best.share, level)} of {_where(best)}; looking must carry at least "
+        f"({percent_interval(tested, tested_level)} of {_where(best)}; looking must carry at least "
         f"{percent(thresholds.mediated)}).",
     )
 

@@ -22,7 +22,7 @@ class _Words(NamedTuple):
 _WORDS = {
     "answers": _Words("回答", "of the answers right"),
     "picture": _Words("图像", "of the margin lost with another picture"),
-    "attention": _Words("注意力", "gain of the region, or its least lead", signed=True),
+    "attention": _Words("注意力", "gain of the region, or its weakest lead", signed=True),
     "cause": _Words("因果", "of the margin’s rise, in cost of hiding it"),
     "mediation": _Words("中介", "of the margin’s change goes with attention"),
     "guards": _Words("护栏", "of the guards right"),

@@ -49,6 +49,10 @@ class Record:
         found = self._on_cells(self.arrays["rows"][row, :, 0].astype(float).mean(0))
         return found / found.sum()
 
+    def looked(self, row: int) -> float:
+        """Share of the answer query's row that lies on the first picture, mean over heads."""
+        return float(self._on_cells(self.arrays["rows"][row, :, 0].astype(float).mean(0)).sum())
+
     def on_map(self, kind: str, name: str, row: int) -> float:
         """A mass that is kept by head, of the mean over heads: each head's, times what it has on the picture."""
         total = mass = 0.0
@@ -340,8 +344,9 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
         difference = [-high, high]
     intervals = [exact_share(math.floor(one.sum() + 1e-9), pictures) for one in shares]
     before, after = (float(side.mean()) for side in right)
-    of_pictures = float(shares[1].mean())
-    enough = min(after, of_pictures) >= asked["right"] - 1e-9
+    of_pictures = [float(side.mean()) for side in shares]
+    worse = min(after, of_pictures[1])
+    enough = worse >= asked["right"] - 1e-9
     generated = [[side.header["scores"]["generated"] for side in pair.sides] for pair in scored]
     said = None
     if any(text for texts in generated for text in texts):
@@ -368,6 +373,7 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
             "images": pictures,
             "before": before,
             "after": after,
+            "pictures_right": dict(zip(SIDES, of_pictures, strict=True)),
             "difference": after - before,
             "ci95": difference,
             "before_ci95": list(intervals[0]),
@@ -385,7 +391,7 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
         "leg": leg(
             more and enough and not apart,
             len(scored),
-            (of_pictures, intervals[1][0], max(intervals[1][1], of_pictures)),
+            (worse, min(intervals[1][0], worse), max(intervals[1][1], worse)),
             asked["right"],
         ),
     }
@@ -458,7 +464,7 @@ def mediation(pairs: list[Pair], asked: Json) -> tuple[Json, list[Json]]:
     best, gone = max(claimed, key=lambda one: one[0][0])
     of_two = share_interval(gone, rise, pictures, 1 - (1 - LEVEL) / 2)  # either part may be claimed
     holds = best[0] >= asked["mediated"] and of_two is not None and of_two[1] > 0
-    return leg(holds, len(patched), best, asked["mediated"]), parts
+    return leg(holds, len(patched), of_two or best, asked["mediated"]), parts
 
 
 def carried(pair: Pair, part: str, layers: tuple[int, ...]) -> float | None:
@@ -472,11 +478,28 @@ def carried(pair: Pair, part: str, layers: tuple[int, ...]) -> float | None:
 # ---------------------------------------------------------------- attention
 
 
-class Reading:
-    """A group's attention on the judged region, cross-fitted."""
+def left_to_judge(pairs: list[Pair]) -> tuple[list[Pair], list[int]]:
+    """The pairs on pictures that no loss on attention saw, and the rows of the key layers that it did not and that see
+    some region; neither where the resampler's attention was trained on, which is in every layer's map."""
+    headers = [side.header for pair in pairs for side in pair.sides]
+    told = {layer for header in headers for layer in header["supervised_layers"]}
+    if any(header["supervised_connector"] for header in headers):
+        return [], []
+    rows = [row for row, layer in enumerate(pairs[0].sides[1].layers) if layer not in told]
+    left = [p for p in pairs if not any(s.header["supervised_picture"] for s in p.sides)]
+    return left, [row for row in rows if sees(left, row)]
 
-    def __init__(self, pairs: list[Pair], least: int) -> None:
-        self.pairs, self.least = pairs, least
+
+def sees(pairs: list[Pair], row: int) -> bool:
+    """Is any attention on a region in this key layer, before or after?"""
+    return any(times != 0 for pair in pairs for times in pair.times(row))
+
+
+class Reading:
+    """A group's attention on the judged region, cross-fitted over the given rows of key layers."""
+
+    def __init__(self, pairs: list[Pair], open_rows: list[int], least: int) -> None:
+        self.pairs, self.open, self.least = pairs, open_rows, least
         self.pictures = _pictures(pairs)
         self.numbers = pairs[0].sides[1].layers
         order = sorted(set(self.pictures))
@@ -494,8 +517,10 @@ class Reading:
         self.changes = relative(self.before, self.after)
         self.relative = mean_interval(self.changes, self.pictures)
         self.effect = d_z(self.changes, self.pictures)
-        factors = self.after / self.before
-        self.median = float(np.median(np.where(self.changes == 0, 1.0, factors)))
+        moved = self.changes != 0  # 0 to 0 is no change
+        self.median = float(
+            np.median(np.divide(self.after, self.before, out=np.ones(len(moved)), where=moved))
+        )
         self.leads = self._leads()
 
     @staticmethod
@@ -507,16 +532,14 @@ class Reading:
         """Among the layers whose attention rose significantly, the one that carries most, else the most significant; if
         none rose, the one with the highest lower bound."""
         if not half:
-            return 0
-        pictures, count = _pictures(half), len(self.numbers)
-        changes = [relative(*np.array([pair.times(row) for pair in half]).T) for row in range(count)]
-        chance = [ranks_p(one, pictures) * count for one in changes]
-        risen = [
-            row for row in range(count) if chance[row] < 1 - LEVEL and one_way(changes[row], pictures) > 0
-        ]
+            return self.open[0]
+        pictures = _pictures(half)
+        changes = {row: relative(*np.array([pair.times(row) for pair in half]).T) for row in self.open}
+        chance = {row: ranks_p(one, pictures) * len(self.open) for row, one in changes.items()}
+        risen = [row for row in self.open if chance[row] < 1 - LEVEL and one_way(changes[row], pictures) > 0]
         if not risen:
-            lows = [mean_interval(one, pictures)[1] for one in changes]
-            return lows.index(max(lows))
+            seeing = [row for row in self.open if sees(half, row)]
+            return max(seeing or self.open, key=lambda row: mean_interval(changes[row], pictures)[1])
         sizes = {row: self._carried(half, self.numbers[row]) for row in risen}
         if max(sizes.values()) > 0:
             return max(risen, key=lambda row: sizes[row])
@@ -573,24 +596,55 @@ def attention(reading: Reading | None, chance: float | None, asked: Json) -> tup
         moved = "elsewhere"
         if all(one["mean"] >= asked["move"] and one["ci95"][0] > 0 for one in reading.leads):
             moved = "to"
-    every = [reading.relative, *((one["mean"], *one["ci95"]) for one in reading.leads)]
-    return leg(moved == "to", probes, min(every, key=lambda one: one[0]), asked["move"]), moved
+    leads = [(one["mean"], *one["ci95"]) for one in reading.leads]
+    failing = [one for one in leads if one[0] < asked["move"] or one[1] <= 0]
+    if moved == "elsewhere":
+        shown = min(failing, key=lambda one: one[1])
+    else:
+        shown = min([reading.relative, *leads]) if moved == "to" else reading.relative
+    return leg(moved == "to", probes, shown, asked["move"]), moved
 
 
-def enrichment(reading: Reading, chance: float, by_layer: list[Json]) -> Json:
-    cited = next(one for one in by_layer if one["layer"] == reading.cited)
+def times(kind: str, pairs: list[Pair], rows: list[int]) -> list[list[float]]:
+    """A mass of the records over the region's share of the area, before and after, each probe in its own layer."""
+    return [
+        [side.on_map(kind, pair.region, row) / pair.share() for side in pair.sides]
+        for pair, row in zip(pairs, rows, strict=True)
+    ]
+
+
+def beside(pairs: list[Pair], rows: list[int]) -> Json:
+    """Random places, where every probe has them, and the region without sinks, in the probes that have some."""
+    having = {
+        kind: [
+            at
+            for at, pair in enumerate(pairs)
+            if all(side.named(kind, pair.region) is not None for side in pair.sides)
+        ]
+        for kind in ("random_mass", "region_mass_without_sinks")
+    }
+    free = [pairs[at] for at in having["region_mass_without_sinks"]]
+    left = times("region_mass_without_sinks", free, [rows[at] for at in having["region_mass_without_sinks"]])
+    whole = len(having["random_mass"]) == len(pairs)
+    return {
+        "random": both(times("random_mass", pairs, rows)) if whole else None,
+        "without_sinks": change(*np.array(left).T, _pictures(free)) if free else None,
+    }
+
+
+def enrichment(reading: Reading, chance: float) -> Json:
+    names = {pair.region for pair in reading.pairs}
     return {
         "layer": reading.cited,
         "layers": sorted(set(reading.layers)),
-        "region": cited["region"],
+        "region": names.pop() if len(names) == 1 else "each probe's own",
         **change(reading.before, reading.after, reading.pictures),
         "p_adjusted": chance,
         "relative_change": {"mean": reading.relative[0], "ci95": list(reading.relative[1:])},
         "median_factor": reading.median,
         "leads": reading.leads,
         "effect_size": reading.effect,
-        "random": cited["random"],
-        "without_sinks": cited["without_sinks"],
+        **beside(reading.pairs, reading.rows),
     }
 
 
@@ -600,18 +654,6 @@ def key_layer(pairs: list[Pair], row: int, chance: float) -> Json:
     before, after = np.array([pair.times(row) for pair in pairs]).T
     changes = relative(before, after)
     mean, low, high = mean_interval(changes, pictures)
-
-    def times(kind: str, members: list[Pair]) -> list[list[float]]:
-        return [
-            [side.on_map(kind, pair.region, row) / pair.share() for side in pair.sides] for pair in members
-        ]
-
-    def having(kind: str) -> list[Pair]:
-        return [
-            pair for pair in pairs if all(side.named(kind, pair.region) is not None for side in pair.sides)
-        ]
-
-    free = having("region_mass_without_sinks")
     names = {pair.region for pair in pairs}
     return {
         "layer": layer,
@@ -620,10 +662,7 @@ def key_layer(pairs: list[Pair], row: int, chance: float) -> Json:
         "p_adjusted": chance,
         "relative_change": {"mean": mean, "ci95": [low, high]},
         "effect_size": d_z(changes, pictures),
-        "random": both(times("random_mass", pairs)) if having("random_mass") == pairs else None,
-        "without_sinks": (
-            change(*np.array(times("region_mass_without_sinks", free)).T, _pictures(free)) if free else None
-        ),
+        **beside(pairs, [row] * len(pairs)),
     }
 
 
@@ -636,9 +675,9 @@ def tested(pairs: list[Pair]) -> list[Pair]:
     ] or pairs
 
 
-def head_leads(pairs: list[Pair]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Layers that attend; masses [side, probes, layers, heads]; and the leads over random places (plain changes where
-    a probe lacks them)."""
+def head_leads(pairs: list[Pair]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray | None]:
+    """Layers that attend; masses [side, probes, layers, heads]; the leads over random places (plain changes where a
+    probe lacks them); and the masses of those."""
     attending = [
         at for at, one in enumerate(pairs[0].sides[0].arrays["visual_share"]) if np.isfinite(one).all()
     ]
@@ -648,13 +687,13 @@ def head_leads(pairs: list[Pair]) -> tuple[list[int], np.ndarray, np.ndarray]:
     ]
     own = np.array(kinds[0])[:, :, attending]
     if any(one is None for side in kinds[1] for one in side):
-        return attending, own, relative(own[0], own[1])
+        return attending, own, relative(own[0], own[1]), None
     random = np.array(kinds[1])[:, :, attending]
-    return attending, own, relative(own[0] + random[1], own[1] + random[0])
+    return attending, own, relative(own[0] + random[1], own[1] + random[0]), random
 
 
 def heads(pairs: list[Pair], chances: dict[tuple[int, int], float], asked: Json) -> Json:
-    attending, own, leads = head_leads(pairs)
+    attending, own, leads, random = head_leads(pairs)
     listed = []
     for (row, head), p in chances.items():
         lead = leads[:, row, head]
@@ -668,12 +707,19 @@ def heads(pairs: list[Pair], chances: dict[tuple[int, int], float], asked: Json)
                     "after": float(after),
                     "difference": float(after - before),
                     "relative_change": float(lead.mean()),
+                    "lead": None if random is None else float(lead.mean()),
+                    "random": None if random is None else both(random[:, :, row, head].T),
                     "p_adjusted": p,
                     "effect_size": d_z(lead, _pictures(pairs)),
                 }
             )
     listed.sort(key=lambda one: one["p_adjusted"])
-    return {"tested": len(chances), "count": len(listed), "significant": listed[:40]}
+    return {
+        "tested": len(chances),
+        "count": len(listed),
+        "over_random_places": random is not None,
+        "significant": listed[:40],
+    }
 
 
 # ---------------------------------------------------------------- cause
@@ -1015,8 +1061,7 @@ def _carried_cells(first, second, grid) -> float:
 
 def drift(pair: Pair, row: int) -> Json:
     first, second = (cells[row] for cells in pair.maps)
-    layer = pair.sides[1].layers[row]
-    looked = [float(side.arrays["visual_share"][layer].astype(float).mean()) for side in pair.sides]
+    looked = [side.looked(row) for side in pair.sides]
     return {
         "more_at_image": looked[1] - looked[0],
         "elsewhere_in_image": sum(looked) / 2 * float(np.abs(second - first).sum()) / 2,
@@ -1140,7 +1185,8 @@ def recomputed(folder: Path, asked: Json) -> Json:
         for name, members in groups.items()
         if (some := [p for p in members if p.region is not None])
     }
-    readings = {name: Reading(members, asked["probes"]) for name, members in judged.items()}
+    left = {name: left_to_judge(members) for name, members in judged.items()}
+    readings = {name: Reading(*some, asked["probes"]) for name, some in left.items() if all(some)}
     pooled = adjusted({name: ranks_p(one.changes, one.pictures) for name, one in readings.items()})
     rows = range(len(pairs[0].sides[1].layers))
     layer_p = adjusted(
@@ -1167,6 +1213,7 @@ def recomputed(folder: Path, asked: Json) -> Json:
             name: _group(
                 name,
                 groups,
+                judged.get(name),
                 readings.get(name),
                 pooled.get(name),
                 [key_layer(judged[name], row, layer_p[name, row]) for row in rows] if name in judged else [],
@@ -1179,7 +1226,7 @@ def recomputed(folder: Path, asked: Json) -> Json:
     }
 
 
-def _group(name, groups, reading, chance, layers, head_p, asked) -> Json:
+def _group(name, groups, judged, reading, chance, layers, head_p, asked) -> Json:
     pairs = groups[name]
     found = answers(pairs, asked)
     leg_of_mediation, parts = mediation(pairs, asked)
@@ -1207,11 +1254,11 @@ def _group(name, groups, reading, chance, layers, head_p, asked) -> Json:
         "margin_nats": change(*margins, _pictures(scored)) if scored else None,
         "said_the_answer": None if found is None else found["said"],
         "boxes": None,  # none of the probes that are recomputed here answers with a box
-        "enrichment": None if reading is None else enrichment(reading, chance, layers),
+        "enrichment": None if reading is None else enrichment(reading, chance),
         "enrichment_by_layer": layers,
         "localisation": localisation(pairs),
         "further_maps": further_maps(pairs),
-        "heads": heads(tested(reading.pairs), head_p, asked) if reading is not None else None,
+        "heads": heads(tested(judged), head_p, asked) if judged else None,
         "effect_size": effect,
         "probes_needed": needed(effect),
         "relation_enrichment": ends,

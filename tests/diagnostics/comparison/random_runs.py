@@ -39,6 +39,7 @@ class Group:
     missing            chance that a probe lacks a measurement
     said               chance that a generated answer is the right one
     trained            how many probes' pictures are in the training data
+    told               layers whose attention was trained on, on the pictures of so many probes, and in the resampler
     """
 
     name: str
@@ -57,6 +58,7 @@ class Group:
     regions: tuple[str, ...] = ("spheres", "podium", "sky")
     related: bool = False
     trained: int = 0
+    told: tuple[tuple[int, ...], int, bool] = ((), 0, False)
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,9 @@ def _record(
         picture_controls=_controls(margin, has, rng) if side and foil is not None else (),
         patches=_patches(group, layout, margins, rng) if side and foil is not None and group.carried else (),
         trained_picture=side == 1 and number < group.trained,
+        supervised_layers=group.told[0] if side else (),
+        supervised_picture=side == 1 and number < group.told[1],
+        supervised_connector=side == 1 and group.told[2],
         patched_from=(
             PatchSource("base", margins[0] + rng.normal(0, 0.01))
             if side and foil is not None and group.carried

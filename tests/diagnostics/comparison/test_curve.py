@@ -1,11 +1,13 @@
 """What follows from runs on more and more samples, from comparisons whose every number is made."""
 
+import json
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from diagnostics.comparison.curve import CurvePoint, _neighbours, curve_of, headline
+from diagnostics.comparison.curve import CurvePoint, _neighbours, check_comparison, curve_of, headline
 from diagnostics.comparison.group_report import comparison_of
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 
@@ -190,3 +192,16 @@ def test_the_headline(corrected):
     short = [point(corrected, samples, verdict=claim) for samples in (100, 400)]
     of_some = curve_of(short, images(corrected))
     assert headline(of_some) == "Not settled for spheres; 1 of 2 groups have enough samples."
+
+
+def test_the_share_of_pictures_is_read_where_a_comparison_has_it(tmp_path: Path) -> None:
+    """Runs of earlier versions have none, and are not trained again for it."""
+    content = json.loads(json.dumps(comparison_of(flat(pairs_of(tmp_path, towers=Made(probes=4))))))
+    content["onset"] = None
+    check_comparison(content, "run")
+    accuracy = content["groups"]["towers"]["accuracy"]
+    del accuracy["pictures_right"]
+    check_comparison(content, "run")
+    accuracy["pictures_right"] = {"before": 0.0, "after": "most"}
+    with pytest.raises(ValueError, match=r"run: groups\.towers\.accuracy\.pictures_right: found an object"):
+        check_comparison(content, "run")

@@ -15,7 +15,9 @@ from diagnostics.comparison.verdicts import VERDICTS
 from diagnostics.records.probes import read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from tests.diagnostics.comparison.from_files import recomputed
-from tests.diagnostics.comparison.legs.test_attention import FALL, RISE, against_the_rest
+from tests.diagnostics.comparison.legs.test_attention import FALL, RISE, against_the_rest, half_blind
+from tests.diagnostics.comparison.made_pairs import GUARDS as KEPT
+from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 from tests.diagnostics.comparison.random_runs import SIDES, Group, saved_run
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
@@ -23,6 +25,7 @@ GUARDS = Group(
     "guards", margins=(4.0, 4.0), spread=1.5, gain=(1, 1, 1), answer="Canton", foil="Pearl", said=(0.9, 0.9)
 )
 TOWERS = Group("towers", 30, 26, said=(0.1, 1.0))
+FEWER = replace(TOWERS, probes=20, pictures=20)
 RUNS: dict[str, tuple[int, Thresholds, tuple[Group, ...], dict[str, str]]] = {
     "a correction, tokens that are cells": (
         0,
@@ -78,6 +81,25 @@ RUNS: dict[str, tuple[int, Thresholds, tuple[Group, ...], dict[str, str]]] = {
             "worse": "answers got worse",
             "few": "too few probes",
             "retention": "not held out",
+        },
+    ),
+    "attention that was trained on": (
+        0,
+        Thresholds(),
+        (
+            replace(TOWERS, told=((3,), 2, False), gain=(3, 1.1, 3)),
+            GUARDS,
+            replace(FEWER, name="there-alone", told=((3,), 0, False), gain=(1, 9, 1)),
+            replace(FEWER, name="everywhere", told=((1, 3, 4), 0, False)),
+            replace(FEWER, name="photographed", told=((1,), 20, False)),
+            replace(FEWER, name="resampler", told=((1,), 0, True)),
+        ),
+        {
+            "towers": "corrected",
+            "there-alone": "answers changed, attention did not",
+            "everywhere": "answers changed, attention not measured",
+            "photographed": "answers changed, attention not measured",
+            "resampler": "answers changed, attention not measured",
         },
     ),
 }
@@ -149,6 +171,19 @@ def test_what_a_few_probes_do_against_the_rest_is_found_again(layers: Any, tmp_p
     for pair, side in itertools.product(pairs, SIDES):
         getattr(pair, side).save(tmp_path / side / f"{pair.probe.id}.safetensors")
     assert both_ways(tmp_path)[1] > 1000
+
+
+@pytest.mark.parametrize("which", ["layer 1", "layer 1, half of the pictures", "every layer"])
+def test_layers_that_do_not_see_the_region_are_found_again(which: str, tmp_path: Path) -> None:
+    region = ((0.0, 0.0),) * 2 if which == "every layer" else ((0.0, 3.0), (0.0, 1.0))
+    made = flat(pairs_of(tmp_path, pearl=Made(region=region)))
+    pairs = [*(half_blind(tmp_path) if "half" in which else made), *flat(pairs_of(tmp_path, neighbour=KEPT))]
+    write_probes([pair.probe for pair in pairs], tmp_path / "probes.json")
+    for pair, side in itertools.product(pairs, SIDES):
+        getattr(pair, side).save(tmp_path / side / f"{pair.probe.id}.safetensors")
+    written, numbers = both_ways(tmp_path)
+    assert numbers > 1000
+    assert (written["groups"]["pearl"]["enrichment"] is None) == (which == "every layer")
 
 
 def test_a_real_run_is_found_again(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_a_case_has_all_its_steps_in_order(of: list[Probe], tmp_path: Path) -> N
     assert f"it said {own('“广州塔”')}. Right is {own('“东方明珠”')}.</h3>" in text
     assert f"Before: {own('“广州塔”', 'wrong')}" in text and f"Now: {own('“东方明珠”', 'right')}" in text
     assert text.count("data:image/webp;base64,") == 5
-    assert f"2.2 % of its attention on the {own('spheres')}." in text
-    assert f"50 % of its attention on the {own('spheres')}." in text
+    assert f"2.2 % of its attention to the picture on the {own('spheres')}." in text
+    assert f"50 % of its attention to the picture on the {own('spheres')}." in text
     assert f"It said {own('“东方明珠”', 'right')}. Brighter means more attention." in text
     assert "塔&lt;?&gt;<br><b>东方明珠 &amp; more</b>" in text and "<li>It &lt;moved&gt;.</li>" in text
     assert (
@@ -298,9 +298,9 @@ def test_little_attention_is_not_none_and_the_scale_ends_where_it_ends(
     comparison = comparison_of(pairs)
     (case,) = choose_cases(comparison, pairs)
     text = case_html(case, comparison["groups"]["towers"])
-    assert f"<p>{share} of its attention on the {own('spheres')}." in text
+    assert f"<p>{share} of its attention to the picture on the {own('spheres')}." in text
     assert "<span>2.5 times the even share</span>" in text
-    for words in re.findall(r"<p>([^<]* of its attention on the .*?)</p>", text):
+    for words in re.findall(r"<p>([^<]* of its attention to the picture on the .*?)</p>", text):
         assert translated(words) is not None
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from diagnostics.comparison.verdicts import CORRECTED, OF_KEPT_GROUPS, VERDICTS
 from diagnostics.report.headline import CLAIMS, SAME_MODEL, headline, headline_html
+from diagnostics.report.languages import untranslated
 
 ENGLISH, CHINESE = "Which tower?", "这是哪座塔？"
 
@@ -69,6 +70,19 @@ def test_what_was_lost_is_not_hidden_by_as_much_that_was_gained() -> None:
     said = {"before": 1.0, "after": 0.0}
     (claim,) = headline(comparison(retention={**swapped, "verdict": "forgot", "said_the_answer": said}))
     assert claim.words.endswith("(24 → 0 of 24).")
+
+
+@pytest.mark.parametrize(("lost", "is_named"), [(10, True), (3, False)])
+def test_what_was_lost_is_a_share_of_the_pictures_that_were_right(lost: int, is_named: bool) -> None:
+    """200 probes on 40 pictures: 10 lost pictures are a quarter of them, and a twentieth of the probes."""
+    both = {"before": 0.95, "after": 0.95}
+    accuracy = {**both, "pictures_right": both, "gained": lost, "lost": lost, "probes": 200, "images": 40}
+    (claim,) = headline(
+        comparison(retention={"verdict": "kept", "probes": 200, "images": 40, "accuracy": accuracy})
+    )
+    named = f"before (95 % → 95 %), but not the same: on {lost} pictures answers were lost."
+    assert claim.words.endswith(named) == is_named
+    assert untranslated(headline_html([claim])) == []
 
 
 def test_probes_without_a_foil_are_not_counted_as_answers() -> None:

@@ -14,7 +14,7 @@ from diagnostics.comparison.trajectory import evolution_of, series_of
 from diagnostics.keep.judging import judge
 from diagnostics.keep.page import keep_html
 from diagnostics.report.chinese import CHINESE
-from diagnostics.report.curve_page import curve_html
+from diagnostics.report.curve_page import curve_html, rows_of
 from diagnostics.report.headline import ALL_KEPT, CLAIMS, EXCHANGED, ONE_LOST
 from diagnostics.report.languages import SWITCH_PLACE, as_written, in_both_languages, translated, untranslated
 from diagnostics.report.page import report_html, script_words
@@ -159,6 +159,15 @@ def a_curve(verdicts: dict[str, list[str]], *, seeds: list[int | None]) -> str:
 
 
 TILES = "the tower's patches are not those of whole cells (tiles)"
+
+
+def test_an_interval_of_pictures_stands_beside_their_share() -> None:
+    """Where probes share pictures the interval is not of the share of answers."""
+    shared = {**NO_RUN, "right": 0.7, "pictures_right": 26 / 28, "right_ci95": [0.765, 0.991]}
+    point = {**shared, "samples": 24, "verdict": "corrected"}
+    base = {"right": 0.1, "enrichment": 1.0, "cost_nats": 0.0}
+    assert rows_of({"base": base, "points": [point]})[1][1] == "70 %, 92.9 % by picture [76%, 99%]"
+    assert translated("70 %, 92.9 % by picture <i>[76%, 99%]</i>") == "70%，按图片计 92.9% <i>[76%, 99%]</i>"
 
 
 def studies(folder: Path) -> list[str]:

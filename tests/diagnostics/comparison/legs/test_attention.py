@@ -15,10 +15,23 @@ from diagnostics.comparison.enrichment import (
     layer_chances,
     pooled_chances,
 )
-from diagnostics.comparison.legs.attention import TO, agreed_direction, attention_leg, read_attention, unseen
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.legs.attention import (
+    AWAY,
+    BLIND,
+    TO,
+    Lead,
+    agreed_direction,
+    attention_leg,
+    read_attention,
+    unseen,
+    weakest_lead,
+)
+from diagnostics.comparison.legs.leg import percent
 from diagnostics.comparison.legs.mediation import mediated_nats
-from diagnostics.comparison.pairs import SIDES, ProbePair
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.measures.statistics import Interval
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.languages import translated
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
@@ -48,6 +61,41 @@ def test_without_supervision_every_layer_is_judged(pairs):
     assert leg.holds is True and "trained on" not in leg.reason and unseen(pairs) == (tuple(pairs), "")
 
 
+def test_a_layer_that_does_not_see_the_region_is_not_chosen(tmp_path):
+    """Layer 1 sees no region, before or after; in layer 3 attention falls to a third."""
+    blind = flat(pairs_of(tmp_path, pearl=Made(region=((0.0, 3.0), (0.0, 1.0)))))
+    reading = read_attention(blind, mediated_nats, Thresholds(), 0.95)
+    assert reading is not None and reading.layers == (3, 3)
+    leg, moved = attention_leg(reading, 0.001, [3], Thresholds(), 0.95)
+    assert moved == AWAY and leg.holds is False and "; it left the region (-100" in leg.reason
+
+
+def half_blind(folder: Path) -> list[ProbePair]:
+    """In layer 3 attention falls; in layer 1 it stays, but half of the pictures, the second, do not see the region."""
+    blind, seeing = (
+        flat(pairs_of(folder, pearl=Made(region=((times, 3.0), (times, 1.0))))) for times in (0.0, 3.0)
+    )
+    order = sorted(images_of(seeing))
+    return [(blind if order.index(image) % 2 else seeing)[at] for at, image in enumerate(images_of(seeing))]
+
+
+def test_pictures_that_do_not_see_the_region_do_not_choose_the_layer(tmp_path):
+    reading = read_attention(half_blind(tmp_path), mediated_nats, Thresholds(), 0.95)
+    assert reading is not None and reading.layers == (1, 3)
+
+
+def test_where_no_layer_sees_the_region_attention_is_not_measured(tmp_path):
+    blind = flat(pairs_of(tmp_path, pearl=Made(region=((0.0, 0.0), (0.0, 0.0)))))
+    leg = leg_of(blind)
+    assert (leg.holds, leg.value) == (None, None) and leg.reason == BLIND
+    assert translated(leg.reason) != leg.reason
+    one = flat(pairs_of(tmp_path, pearl=Made(region=((0.0, 3.0), (0.0, 3.0)))))
+    leg = leg_of(supervised(one, (3,)))
+    assert leg.holds is None and leg.reason == (
+        f"Attention was trained on in layer 3; it is judged only where it was not. {BLIND}"
+    )
+
+
 def test_a_layer_that_was_supervised_is_not_judged(pairs):
     leg = leg_of(supervised(pairs, (3,)))
     assert leg.holds is False and abs(leg.value) < 0.1
@@ -71,11 +119,37 @@ def test_pictures_that_were_supervised_are_left_out(pairs):
     assert leg.holds is None and "every picture that could be judged" in leg.reason
 
 
-def test_records_say_so_on_disk(pairs, tmp_path):
-    record = replace(pairs[0].after, supervised_layers=(1, 3), supervised_picture=True)
+@pytest.mark.parametrize("side", SIDES)
+def test_through_a_resampler_that_was_supervised_no_layer_is_judged(pairs, side):
+    """Layer 1 alone was supervised; the map of layer 3, which moved, goes through what the loss has moved."""
+    told = [
+        replace(
+            pair,
+            **{side: replace(getattr(pair, side), supervised_layers=(1,), supervised_connector=True)},
+        )
+        for pair in pairs
+    ]
+    leg = leg_of(told)
+    assert (leg.holds, leg.value) == (None, None)
+    assert leg.reason == (
+        "Attention was trained on in layer 1 and in the resampler, through which every layer looks at the picture: "
+        "where it looks is what it was told to."
+    )
+    assert "重采样器" in str(translated(leg.reason))
+
+
+@pytest.mark.parametrize("connector", [True, False])
+def test_records_say_so_on_disk(pairs, tmp_path, connector):
+    record = replace(
+        pairs[0].after,
+        supervised_layers=(1, 3),
+        supervised_picture=True,
+        supervised_connector=connector,
+    )
     record.save(tmp_path / "one.safetensors")
     found = AttentionRecord.load(tmp_path / "one.safetensors")
     assert (found.supervised_layers, found.supervised_picture) == ((1, 3), True)
+    assert found.supervised_connector is connector
 
 
 # ---------------------------------------------------------------- a few probes against the rest
@@ -158,3 +232,55 @@ def test_a_layer_that_only_a_few_probes_turned_to_is_not_chosen(tmp_path):
     carried = {("layer", (1,)): 1.0, ("layer", (3,)): 2.4}
     pairs = against_the_rest(tmp_path, FALL, (3.0, 9.0, 9.0), probes=80, patches=carried)
     assert read_attention(pairs, mediated_nats, Thresholds(), 0.95).layers == (3, 3)
+
+
+# ---------------------------------------------------------------- which lead is cited
+
+
+def two_ways(folder: Path) -> list[ProbePair]:
+    """Attention on the region rises by half. Over the other region its lead is the larger one, and not clear: it fell
+    there in every second probe and rose in the others. Over salient places it is smaller, and clear."""
+    made = Made(probes=48, region=((1.0, 1.0), (1.0, 1.5)), salient=(1.0, 1.2))
+    fell, rose = (
+        flat(pairs_of(folder, tower=replace(made, other=other))) for other in ((5.0, 0.4), (0.4, 3.0))
+    )
+    return [(fell if at % 2 else rose)[at] for at in range(32)]
+
+
+def test_the_lead_that_is_not_clear_is_cited(tmp_path):
+    pairs = two_ways(tmp_path)
+    group = comparison_of(pairs)["groups"]["tower"]
+    podium, salient = group["enrichment"]["leads"]
+    assert podium["mean"] > salient["mean"] > 0.05
+    assert podium["ci95"][0] < 0 < salient["ci95"][0]
+    leg = group["legs"]["attention"]
+    assert leg["holds"] is False
+    assert (leg["value"], leg["ci95"]) == (podium["mean"], podium["ci95"])
+    assert "but its lead over 'podium' is" in leg["reason"]
+
+
+def test_the_smallest_is_cited_where_all_are_clear():
+    def lead(place, mean, low):
+        return Lead(place, 24, Interval(mean, low, mean + 0.1))
+
+    clear = [lead("a", 0.2, 0.01), lead("b", 0.1, 0.05)]
+    assert weakest_lead(clear, Thresholds()).place == "b"
+    small = [*clear, lead("c", 0.04, 0.03), lead("d", 0.3, -0.2)]
+    assert weakest_lead(small, Thresholds()).place == "d"
+
+
+def test_the_change_itself_is_cited_where_it_did_not_rise(tmp_path):
+    pairs = flat(pairs_of(tmp_path, pearl=Made(region=((3.0, 3.0), (3.0, 3.0)), other=(0.5, 2.5))))
+    leg = leg_of(pairs)
+    reading = read_attention(pairs, mediated_nats, Thresholds(), 0.95)
+    assert leg.holds is False and leg.value == reading.relative.mean
+    assert min(one.interval.mean for one in reading.leads) < leg.value
+
+
+def test_a_percentage_says_what_it_is_of(pairs):
+    """About 3 times as much."""
+    size = read_attention(pairs, mediated_nats, Thresholds(), 0.95).relative.mean
+    assert size == pytest.approx(1.0, abs=0.01)
+    reason = leg_of(pairs).reason
+    assert f"({percent(size, signed=True)} of the mean of before and after, p = 0.001)" in reason
+    assert "相当于前后均值的 +" in str(translated(reason))
