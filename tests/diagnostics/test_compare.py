@@ -19,6 +19,7 @@ from diagnostics.drawing.board import AttentionBoard
 from diagnostics.drawing.tensorboard import TensorBoardSink
 from diagnostics.probing.prober import Prober
 from diagnostics.records.archive import load_records
+from diagnostics.records.measurement_plan import WATCH
 from diagnostics.records.probes import Relation, write_probes
 from diagnostics.records.record import AttentionRecord, Intervention
 from finetune.model import look_file, seen_file
@@ -26,6 +27,7 @@ from finetune.model.checkpoint import load
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, records, run_folder
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
+from tests.finetune.model.a_run import a_run
 
 
 def test_the_numbers_of_a_group(tmp_path: Path) -> None:
@@ -425,6 +427,26 @@ def test_what_the_base_of_an_adapter_was_trained_on_is_said_of_the_adapter_too(t
     assert [one.supervised_layers for one in before.values()] == [(2,)] * 2
     assert [one.supervised_layers for one in after.values()] == [(0, 2)] * 2
     assert [one.supervised_picture for one in after.values()] == [True, False]
+
+
+def test_pictures_of_probes_that_a_run_was_not_told_of_are_found_in_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run without --monitor leaves no seen.json; probes may also be written after a run."""
+    base, adapter = base_and_adapter(tmp_path)
+    of = tiny_probes(tmp_path, 3)
+    write_probes(of, tmp_path / "probes.json")
+    run = a_run(tmp_path, [of[1].images[0]], model_name_or_path=str(base))
+    (run / "run.json").rename(adapter / "run.json")
+    out, asked = tmp_path / "out", tmp_path / "probes.json"
+    compare_sources(str(base), str(adapter), out, probes_file=asked, key_layers="0,2", depth=WATCH)
+    before, after = (load_records(out / "attention" / name) for name in ("before", "after"))
+    assert [one.trained_picture for one in before.values()] == [False] * 3
+    assert [one.trained_picture for one in after.values()] == [False, True, False]
+    assert "not known" not in capsys.readouterr().out
+    (tmp_path / "data.json").unlink()
+    compare_sources(str(base), str(adapter), out, probes_file=asked, key_layers="0,2", depth=WATCH)
+    assert f"{tmp_path / 'data.json'} is gone; it is not known whether" in capsys.readouterr().out
 
 
 def test_a_second_model_lends_its_attention_where_it_fits(

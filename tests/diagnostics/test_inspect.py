@@ -18,6 +18,7 @@ from finetune.families import FAMILIES, family_of
 from finetune.qwen_vl import QwenVLConfig
 from tests.diagnostics.published_shapes import COUNTED, SHAPES
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
+from tests.finetune.families.tiny_families import GRIDS
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "finetune" / "demo" / "base"
@@ -196,6 +197,41 @@ def test_what_is_kept_follows_the_configuration_and_survives_a_broken_file(capsy
     for broken in ("", "[1, 2]", '{"picture": {}}'):
         place.write_text(broken)
         assert main(asked) == 0 and capsys.readouterr().out == said
+
+
+def of_folder(capsys, folder):
+    assert main([str(folder), "--picture", "300x211"]) == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("a picture: ")]
+    return line
+
+
+def test_a_picture_is_made_ready_as_the_folders_processor_does_it(capsys, tmp_path):
+    """The processor of an adapter's folder goes before its base's; without any, the published bounds are named. Each
+    change of a file is another question, and what was asked once needs no torch."""
+    tiny, (base, adapter) = GRIDS["qwen3-vl"], (tmp_path / "base", tmp_path / "adapter")
+    adapter.mkdir()
+    tiny.model().config.save_pretrained(base)
+    fields = {"base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(fields))
+    published = of_folder(capsys, base)
+    assert "resized to 312 × 216 (with the published bounds) →" in published  # at least 65,536 pixels
+    assert of_folder(capsys, adapter) == published
+
+    old = {"size": {"shortest_edge": 1, "longest_edge": 1}, "min_pixels": 64, "max_pixels": 2000}
+    (base / "preprocessor_config.json").write_text(json.dumps(old))
+    smaller = of_folder(capsys, base)
+    assert "resized to 48 × 32 →" in smaller and of_folder(capsys, adapter) == smaller
+    new = {"image_processor": {"size": {"shortest_edge": 64, "longest_edge": 600}}}
+    (adapter / "processor_config.json").write_text(json.dumps(new))
+    assert "resized to 24 × 16 →" in of_folder(capsys, adapter)
+    assert of_folder(capsys, base) == smaller
+    again = inspected_without_torch(adapter, "--picture", "300x211")
+    assert again.returncode == 0 and "resized to 24 × 16 →" in again.stdout
+
+    for wrong in ("[1]", '{"image_processor": 3}', '{"image_processor": {"size": {"longest_edge": "x"}}}'):
+        (adapter / "processor_config.json").write_text(wrong)
+        assert main([str(adapter), "--picture", "300x211"]) == 1
+        assert f"inspect: {adapter}" in capsys.readouterr().err
 
 
 def test_a_chart_names_every_part():

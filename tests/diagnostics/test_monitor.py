@@ -10,6 +10,7 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -205,6 +206,17 @@ def test_the_architecture_is_a_card_at_the_start(run, tmp_path, processor, probe
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     train(tmp_path / "run", processor, probe_file, [AttentionMonitor(processor, probe_file)], resume=True)
     assert len(architecture_cards(tmp_path / "run" / "runs")) == 1
+
+
+def test_the_card_is_of_the_processor_that_the_run_has(tmp_path, processor, probe_file, monkeypatch):
+    """A folder or the published bounds may say otherwise."""
+    asked = []
+    monkeypatch.setattr("diagnostics.inspect.architecture", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr("diagnostics.inspect.markdown", lambda found: "a card")
+    watcher = AttentionMonitor(processor, probe_file)
+    watcher._shown = SimpleNamespace(architecture=lambda words: None)
+    watcher._write_architecture(tiny_model())
+    assert asked[0]["settings"] == processor.image_processor.to_dict()
 
 
 def test_an_architecture_that_cannot_be_read_does_not_end_training(

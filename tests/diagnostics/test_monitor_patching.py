@@ -15,6 +15,7 @@ from finetune.model import look_file, seen_file
 from finetune.model.checkpoint import load
 from tests.diagnostics.test_monitor import Samples, no_drawing, probe_file  # noqa: F401  (fixtures)
 from tests.diagnostics.tiny_qwen_vl import tiny_model
+from tests.finetune.model.a_run import a_run
 
 
 def trained(processor, probe_file, output_dir=None, *, adapter, **options):  # noqa: F811
@@ -177,19 +178,20 @@ def test_biases_that_train_need_the_base_a_second_time(processor, probe_file, tm
     assert "trains biases of the base itself" in (tmp_path / "True" / "attention" / NOT_PATCHED).read_text()
 
 
-@pytest.mark.parametrize("how", ["reference", "opened", "adapter"])
+@pytest.mark.parametrize("how", ["reference", "run", "opened", "adapter"])
 def test_what_the_model_was_trained_on_before_is_said_of_every_step(
     processor,
     probe_file,  # noqa: F811
     tmp_path,
     how,
 ):
-    """Notes of the model that training begins with count in anyone's trainer, which writes none."""
+    """Notes of the model that training begins with count in anyone's trainer, which writes none, and so does the data
+    of the run that it comes from."""
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
     processor.save_pretrained(base)
     model, reference = tiny_model(), base
-    if how != "reference":
+    if how in ("opened", "adapter"):
         model, reference = load(base, for_training=True)[0], None
     if how == "adapter":
         reference = tmp_path / "adapter"
@@ -197,7 +199,10 @@ def test_what_the_model_was_trained_on_before_is_said_of_every_step(
         model = load(reference, for_training=True)[0]
     [first, second, *_] = read_probes(probe_file)
     digest, other = (hashlib.sha256(one.images[0].read_bytes()).hexdigest() for one in (first, second))
-    seen_file.write(base, [digest])
+    if how == "run":
+        (a_run(tmp_path, first.images) / "run.json").rename(base / "run.json")
+    else:
+        seen_file.write(base, [digest])
     look_file.write(base, [0, 2], [digest], weight=0.2, loss="mass")
     seen_file.write(reference if how == "adapter" else tmp_path / "out", [other])
     for records, is_end in zip(

@@ -689,15 +689,16 @@ class Records(Kind):
             return "saved again it is another"
         if not all(np.isfinite(one).all() for one in record.region_mass.values()):
             return "a region's mass that is no number"
-        for named in (
-            record.region_mass,
-            record.random_mass,
-            record.salient_mass,
-            record.region_mass_without_sinks,
+        cells = len(record.image_tokens[0].cell_boxes_pixels) if record.image_tokens else 1
+        for named, most in (
+            (record.region_mass, 1.01),
+            (record.random_mass, cells),
+            (record.salient_mass, cells),
+            (record.region_mass_without_sinks, 1.01),
         ):
             for mass in named.values():
-                if mass.min() < 0 or mass.max() > 1.01:
-                    return "a region's mass outside 0 to 1"
+                if mass.min() < 0 or mass.max() > most:
+                    return f"a region's mass outside 0 to {most}"
         if (
             not np.isfinite(record.visual_share).all()
             or record.visual_share.min() < 0
