@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diagnostics.comparison.legs.leg import Leg, count, listed, nats_interval, not_measured, percent
-from diagnostics.comparison.pairs import cost, related, shift
+from diagnostics.comparison.pairs import cost, layer_cells, mass_on_map, related, shift
 from diagnostics.diagnosis.cases import LEVEL, Case, margins_of, pictures_of
 from diagnostics.diagnosis.thresholds import Thresholds
+from diagnostics.measures.attention import region_mass
 from diagnostics.measures.statistics import bootstrap_mean, paired_change, ratio_of_means, relative_change
 from diagnostics.probing.interventions import MOST_OF_THE_PICTURE, fills_the_picture
 from diagnostics.records.measurement_plan import OCCLUSION
@@ -27,9 +28,9 @@ MOST_NAMED = 3
 def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, int | None]:
     """Does the answer query look at the region, where the answer is wrong? And the layer to show.
 
-    In the key layer that looks at it most, chosen on the other half of the pictures, since choosing and judging on the
-    same ones would flatter. Times the area's share are averaged as relative changes, which no single probe decides: a
-    probe at 40 times and three at .2 look at their regions 10 times as much in the mean, and most of them do not.
+    In the key layer whose map looks at it most, chosen on the other half of the pictures, since choosing and judging on
+    the same ones would flatter. Times the area's share are averaged as relative changes, which no single probe decides:
+    a probe at 40 times and three at .2 look at their regions 10 times as much in the mean, and most of them do not.
 
     Without regions that fill their picture: whatever the answer looks at, it looks at such a region as much as its
     area's share.
@@ -40,8 +41,8 @@ def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, 
     if len(set(pictures)) < LEAST_WRONG:
         lack = _few_wrong(pictures, "names a region", filled=len(naming) - len(having))
         return not_measured(thresholds.looked, lack, len(having)), None
-    own = np.stack([_enrichment(case, "region_mass") for case in having])
-    by_chance = np.stack([_enrichment(case, "random_mass") for case in having])
+    both = [_enrichments(case) for case in having]
+    own, by_chance = (np.stack(side) for side in zip(*both, strict=True))
     relative = relative_change(np.ones_like(own), own)
     chosen = _cross_chosen(relative, pictures)
     at = np.arange(len(own))
@@ -99,12 +100,17 @@ def filling(probes: Sequence[Probe], source: str) -> str | None:
     )
 
 
-def _enrichment(case: Case, kind: str) -> Float[np.ndarray, " layers"]:
-    """Times the region's share of the area in each key layer, mean over heads."""
-    region = str(case.probe.main_region)
-    share = float(region_coverage(case.probe.regions[region], case.record.image_tokens[0]).mean())
-    mass = getattr(case.record, kind)[region][list(case.record.layers)]
-    return mass.mean(1).astype(np.float64) / max(share, 1e-12)
+def _enrichments(case: Case) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
+    """Times the region's share of the area in each key layer's map: the region, and random places.
+
+    0 where a layer sees nothing of the picture.
+    """
+    region, record = str(case.probe.main_region), case.record
+    assert region in record.random_mass, "the prober measures both"
+    coverage = region_coverage(case.probe.regions[region], record.image_tokens[0])
+    share = max(float(coverage.mean()), 1e-12)
+    places = [mass_on_map(record, "random_mass", region, row) or 0.0 for row in range(len(record.layers))]
+    return region_mass(layer_cells(record), coverage) / share, np.array(places) / share
 
 
 def _times(relative: float) -> float:

@@ -60,7 +60,8 @@ class Calibration:
     heads         (layer, head) with the most attention on named regions, best first
     chosen        False if no layer stood out or probes were too few, so that layers are evenly spaced
     probes        ids of the probes used; no verdict may use them
-    enrichment    for each language layer: enrichment of the region, mean over heads and probes;
+    enrichment    for each language layer: enrichment of the region, mean over heads and probes. Not that of the layer's
+                  map, in which a head counts by how much it sees of the picture;
                   None, here and below, for a layer without an attention map
     by_chance     the same for area-matched random regions
     p_adjusted    for each language layer: p of that difference, Benjamini-Hochberg over layers
@@ -196,8 +197,8 @@ def calibrate(
     of = "answered right" if used is right else "of any answer"
     if best:
         why = (
-            f"Layers {', '.join(map(str, best))} look at the named regions more than at random ones of their size, "
-            f"most significantly of all {gain.shape[1]} (measured before training on {len(used)} probes {of}, which no "
+            f"Layers {', '.join(map(str, best))} look at the named regions more than at random ones of their size, in the "
+            f"mean of their heads, most significantly of all {gain.shape[1]} (measured before training on {len(used)} probes {of}, which no "
             "verdict uses)."
         )
     else:

@@ -110,9 +110,9 @@ KEEP = {
         "没有留出用来选层的探针：每组须留 {a} 张图片作判断，另需 {b} 张带区域的图片选层；增加探针，或另给校准探针"
         "（--calibration_probes）即可。按等间隔取层。"
     ),
-    "Layers {l:l} look at the named regions more than at random ones of their size, most significantly of all {n:n} "
-    "(measured before training on {m:n} probes {o:t}, which no verdict uses).": (
-        "第 {l} 层看指定区域多于同样大小的随机区域，在全部 {n} 层中最显著（训练前在 {m} 个{o}的探针上测得，不用于任何结论）。"
+    "Layers {l:l} look at the named regions more than at random ones of their size, in the mean of their heads, most "
+    "significantly of all {n:n} (measured before training on {m:n} probes {o:t}, which no verdict uses).": (
+        "按各头平均，第 {l} 层看指定区域多于同样大小的随机区域，在全部 {n} 层中最显著（训练前在 {m} 个{o}的探针上测得，不用于任何结论）。"
     ),
     "No layer looks at the named regions more than at random ones of their size ({m:n} probes {o:t}): the layers are "
     "evenly spaced.": "没有哪一层看指定区域多于同样大小的随机区域（{m} 个{o}的探针）：按等间隔取层。",

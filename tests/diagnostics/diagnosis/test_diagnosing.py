@@ -15,7 +15,7 @@ from diagnostics import diagnose as program
 from diagnostics.diagnosis import Thresholds, diagnose_model
 from diagnostics.diagnosis.cases import Case, SideCase
 from diagnostics.diagnosis.contrasts import contrast_of
-from diagnostics.diagnosis.diagnosing import ASKED
+from diagnostics.diagnosis.diagnosing import ASKED, others_of
 from diagnostics.diagnosis.features import Features
 from diagnostics.diagnosis.leaning import one_shift
 from diagnostics.diagnosis.looking import attention_test, filling
@@ -141,6 +141,15 @@ def at_each_stage(sound, probes):
             evidence = replace(group.evidence, decides=decides)
             made = replace(group, stage=stage, evidence=evidence, remedy=remedy)
             yield replace(sound, groups={"colours": made})
+
+
+def test_layers_to_supervise_leave_those_that_are_judged(sound):
+    record = next(iter(sound.records.values()))
+    share = np.full((9, 2), 0.5)
+    share[4] = np.nan  # linear attention
+    assert others_of(replace(record, visual_share=share, layers=(2, 8))) == [0, 3, 5, 7]
+    assert others_of(replace(record, visual_share=share[:4], layers=(0, 1, 2))) == [3]
+    assert others_of(replace(record, visual_share=share[:2], layers=(1, 0))) == []
 
 
 def test_no_english_sentence_is_left_in_the_chinese_page(sound, probes):

@@ -143,6 +143,7 @@ def test_a_remedy_trains_the_faulty_part_with_flags_that_exist(stage, resampler)
         model="my model",
         probe_file="probes.json",
         resampler=resampler,
+        look_layers=(1, 5),
     )
     assert set(faulty_part(stage)) <= set(remedy.trains)
     assert bool(remedy.trains) == (stage not in ("right", "too few probes", None)) == bool(remedy.guards)
@@ -150,7 +151,9 @@ def test_a_remedy_trains_the_faulty_part_with_flags_that_exist(stage, resampler)
         assert remedy.command.startswith("python finetune.py --model_name_or_path 'my model' ")
         assert ("--vision lora" in remedy.command) == ("vision" in remedy.trains)
         assert ("--train_connector True" in remedy.command) == ("connector" in remedy.trains)
-        assert ("--look_weight" in remedy.command) == (stage == "passed on, not looked at")
+        assert ("--look_weight 0.2 --look_layers 1,5 " in remedy.command) == (
+            stage == "passed on, not looked at"
+        )
         assert "'Canton Tower'" in remedy.guards
         given = {word for word in shlex.split(remedy.command) if word.startswith("--")}
         assert given <= known()
