@@ -197,9 +197,9 @@ def calibrate(
     of = "answered right" if used is right else "of any answer"
     if best:
         why = (
-            f"Layers {', '.join(map(str, best))} look at the named regions more than at random ones of their size, in the "
-            f"mean of their heads, most significantly of all {gain.shape[1]} (measured before training on {len(used)} probes {of}, which no "
-            "verdict uses)."
+            f"Layers {', '.join(map(str, best))} look at the named regions more than at random ones of their size, "
+            f"in the mean of their heads, most significantly of all {gain.shape[1]} (measured before training on "
+            f"{len(used)} probes {of}, which no verdict uses)."
         )
     else:
         why = (
