@@ -190,4 +190,9 @@ def _state(parts: list[Path]) -> str:
 def _rows(path: Path, dataset: Any) -> ArrowRecords:
     if not len(dataset):
         raise ValueError(f"{path}: has no rows; expected at least one conversation")
+    try:
+        # Arrow trusts the offsets in a file, and would read whatever lies there. Pictures' bytes are not read for this.
+        dataset.data.table.validate(full=True)
+    except ValueError as error:  # pyarrow.ArrowInvalid
+        raise ValueError(f"{path}: broken dataset: {one_line(str(error), 300)}; {WRITE_AGAIN}") from error
     return ArrowRecords(dataset)

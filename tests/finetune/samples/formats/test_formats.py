@@ -2,6 +2,7 @@
 
 import base64
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +446,20 @@ ASKED = {"instruction": "what?", "images": ["a.png"]}
 def test_faults_name_record_and_field(folder: Path, record: Any, message: str):
     with pytest.raises(ValueError, match=f"record 0: .*{message}|{message}"):
         quietly(write(folder, [record]))
+
+
+def test_an_arrow_file_with_broken_offsets_is_refused_before_a_row_is_read(folder: Path):
+    """Arrow reads whatever lies between two offsets: ended by an error of the interpreter, or another row's text."""
+    records = [messages(("user", "abcd"[: 2 + at]), ("assistant", "efgh")) for at in range(3)]
+    datasets.Dataset.from_list(records).save_to_disk(folder / "saved")
+    (file,) = (folder / "saved").glob("*.arrow")
+    written = file.read_bytes()
+    questions = struct.pack("<7i", 0, 2, 6, 9, 13, 17, 21)  # ends of question, answer, question, ...
+    assert written.count(questions) == 1
+    assert len(quietly(folder / "saved")) == 3
+    file.write_bytes(written.replace(questions, struct.pack("<7i", 0, 2, 6, 0, 13, 17, 21)))
+    with pytest.raises(ValueError, match=r"saved: broken dataset: .*write it again with save_to_disk"):
+        quietly(folder / "saved")
 
 
 def test_folders_that_are_no_data_are_named(folder: Path):
