@@ -42,6 +42,8 @@ _SEVERAL_FILES = (
     "; give further files as --replay_data or --corrective_data (FILE alone: each sample once per epoch)"
 )
 
+MOST_BYTES = 1800
+"""Of a message of faults."""
 # HfArgumentParser and transformers parse a value of these as JSON where it begins with "{", otherwise as a path.
 _FILES_TOO = ("deepspeed", "fsdp_config", "accelerator_config")
 
@@ -163,9 +165,18 @@ def _idle_warmup(arguments: Arguments) -> Iterator[str]:
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """Raises ValueError of all of them, if there are any; no line of it is longer than people read."""
-    if faults:
-        raise ValueError("\n".join(shortened(line) for fault in faults for line in fault.split("\n")))
+    """Raises ValueError of all of them, if there are any, each once; no line of it is longer than people read, and no
+    more of them are shown."""
+    different = [*dict.fromkeys(faults)]
+    shown: list[str] = []
+    for number, fault in enumerate(different):
+        text = "\n".join(map(shortened, fault.split("\n")))
+        if shown and len("\n".join([*shown, text]).encode()) > MOST_BYTES:
+            shown.append(f"… and {len(different) - number} more")
+            break
+        shown.append(text)
+    if shown:
+        raise ValueError("\n".join(shown))
 
 
 def _check_sources(arguments: Arguments) -> Iterator[str]:

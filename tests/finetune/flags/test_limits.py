@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune.flags import packages, parse
+from finetune.flags.checks import refuse
 from finetune.flags.flags_of_2023 import translate
 
 BASE = ("--model_name_or_path", "m", "--data_path", "d.json")
@@ -250,3 +251,16 @@ def test_pushing_to_the_hub_without_a_token_is_refused_before_anything_is_loaded
     parse.parse([*flags, "--hub_token", "hf_x"])
     monkeypatch.setattr("finetune.flags.checks.get_token", lambda: "hf_y")
     parse.parse(flags)
+
+
+def test_faults_are_told_once_and_no_more_than_people_read():
+    same, others = "--data_path: given twice", [f"--flag_{at}: {'x' * 190}" for at in range(12)]
+    with pytest.raises(ValueError, match="given twice") as raised:
+        refuse([same] * 40)
+    assert str(raised.value) == same
+    with pytest.raises(ValueError, match="more$") as raised:
+        refuse([same, *others])
+    told = str(raised.value)
+    assert told.startswith(f"{same}\n--flag_0: ") and told.endswith(f"… and {13 - told.count('--')} more")
+    assert 1500 < len(told.encode()) < 1900
+    refuse([])
