@@ -95,14 +95,18 @@ def of_content(run: Mapping[str, Any], where: str) -> Lineage:
     for stint in stints:
         fields.check(stint, _STINT, f"{where}: lineage.stints", required=tuple(_STINT))
     earlier = (
-        Earlier(**{**one, "stints": None if one["stints"] is None else _read(one["stints"])})
+        Earlier(
+            one["model"], one["kind"], one["end"], None if one["stints"] is None else _read(one["stints"])
+        )
         for one in found["earlier"]
     )
     return Lineage(tuple(earlier), _read(found["stints"]))
 
 
 def _read(stints: Sequence[dict[str, Any]]) -> tuple[Stint, ...]:
-    return tuple(Stint(**one) for one in stints)
+    return tuple(
+        Stint(*(one[name] for name in Stint._fields)) for one in stints
+    )  # later releases may say more
 
 
 def begun(marks: Mapping[str, Any], before: Lineage | None, step: int) -> Lineage:

@@ -9,7 +9,7 @@ import pytest
 
 from finetune.flags.parse import parse
 from finetune.training import run_folder
-from finetune.training.lineage import Lineage, Stint, begun
+from finetune.training.lineage import Earlier, Lineage, Stint, begun, of_content
 from tests.finetune.training.test_run_folder import add_checkpoint
 
 CATS, DOGS, BIRDS = (
@@ -126,3 +126,11 @@ def test_it_is_read_as_it_was_written(tmp_path: Path):
     )
     assert run_folder.lineage_of(tmp_path / "second") == made
     assert made.stints == (Stint(0, DOGS | {"lora_weight_path": str(tmp_path / "first")}),)
+
+
+def test_what_a_later_release_says_beside_is_left_out():
+    stint = {"after": 0, "marks": {"data_path": "a.json"}, "whole": True, "more": 1}
+    earlier = {"model": "/runs/cats", "kind": "adapter", "end": 12, "stints": [stint], "more": 1}
+    found = of_content({"lineage": {"earlier": [earlier], "stints": [stint], "more": 1}}, "run.json")
+    expected = (Stint(0, {"data_path": "a.json"}),)
+    assert found == Lineage((Earlier("/runs/cats", "adapter", 12, expected),), expected)
