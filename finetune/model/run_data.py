@@ -277,7 +277,7 @@ def _cannot_say(conversations: Sequence[Conversation], marks: Marks) -> str | No
 
 def content_digest(path: Path) -> str:
     """SHA-256 of a file, or of all files of a folder with their names, as a run writes it into run.json."""
-    if path.is_file():
+    if not path.is_dir():
         return _sha256(path)
     digest = hashlib.sha256()
     files = sorted(one for one in path.rglob("*") if one.is_file())

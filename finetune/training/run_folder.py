@@ -20,6 +20,7 @@ from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
 from finetune.model import adapters, weights
+from finetune.model.run_data import content_digest
 from finetune.printable import one_line
 from finetune.samples.listing import shown
 from finetune.training import judged, lineage, pickles
@@ -207,19 +208,14 @@ def _content(path: Path, *, names_alone: bool) -> str:
 
     names_alone   of names and sizes, for data that is too much to be read ahead (``--streaming``)
     """
-    if path.is_file() and not names_alone:
-        return _sha256(path)
+    if not names_alone:
+        return content_digest(path)
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
-        content = str(file.stat().st_size) if names_alone else _sha256(file)
-        digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0{content}\0".encode())
+        name = file.relative_to(path) if path.is_dir() else file.name
+        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _written(marks: dict[str, Any]) -> dict[str, Any]:
