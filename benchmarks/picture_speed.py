@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 def measure(attention_dir: Path) -> dict[str, object]:
     """CPU seconds of all pictures of a run's archive."""
-    from diagnostics.drawing.archive_pictures import ARCHIVE_WIDTH, ArchivePictures, probe_sheet
+    from diagnostics.drawing.archive_pictures import ArchivePictures, probe_sheet
     from diagnostics.drawing.probe_picture import draw_probe, encode_png
     from diagnostics.records.archive import recorded_steps
 
@@ -29,7 +29,7 @@ def measure(attention_dir: Path) -> dict[str, object]:
     for step in steps:
         for probe in archive.probes:
             pair = archive.pair(probe, step)
-            encode_png(draw_probe(probe_sheet(pair), pair.maps()), width=ARCHIVE_WIDTH)
+            encode_png(draw_probe(probe_sheet(pair), pair.maps()))
     seconds, pictures = time.process_time() - began, len(steps) * len(archive.probes)
     return {
         "pictures": pictures,

@@ -36,9 +36,6 @@ from diagnostics.records.record import AttentionRecord
 from finetune.files import write_atomically
 from finetune.samples.images import open_image
 
-ARCHIVE_WIDTH = 640
-"""Pixels; an archive picture of three layers is about 150 kB then."""
-
 DOTS_PER_INCH = 140
 
 STRIP_STEPS_MAX, DRIFT_STEPS_MAX = 8, 6
@@ -215,7 +212,7 @@ def draw_archive_picture(archive: ArchivePictures, probe: Probe, step: int) -> s
     try:
         pair = archive.pair(probe, step)
         picture = draw_probe(probe_sheet(pair), pair.maps())
-        write_atomically(archive.picture_path(probe.id, step), encode_png(picture, width=ARCHIVE_WIDTH))
+        write_atomically(archive.picture_path(probe.id, step), encode_png(picture))
     except (ValueError, OSError) as error:  # a bad picture or a full disk must not stop the others
         return f"picture of probe {probe.id}: {error}"
     return None
@@ -259,7 +256,7 @@ def draw_archive_strip(archive: ArchivePictures, probe: Probe, steps: Sequence[i
         strips: list[Strip] = [strip_maps(probe, evolution, layer) for layer in evolution.layers]
         sheet = probe_sheet(pair_records(probe, records[steps[0]], records[steps[-1]]))
         picture = draw_strip(sheet, strips)
-        write_atomically(archive.strip_path(probe.id), encode_png(picture, width=picture.width * 2 // 3))
+        write_atomically(archive.strip_path(probe.id), encode_png(picture))
     except (ValueError, OSError) as error:  # a bad picture or a full disk must not stop the others
         return f"strip of probe {probe.id}: {error}"
     return None
@@ -338,4 +335,4 @@ def draw_board_pictures(archive: ArchivePictures, probe: Probe, step: int) -> li
 
 
 def _tagged(tag: str, picture: Image.Image) -> TaggedPicture:
-    return TaggedPicture(tag, encode_png(picture, width=picture.width), picture.size)
+    return TaggedPicture(tag, encode_png(picture), picture.size)

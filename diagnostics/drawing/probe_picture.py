@@ -40,16 +40,19 @@ from finetune.fonts import Pen, text_font
 
 Box = tuple[float, float, float, float]
 
-# One width for every picture, so that thumbnails line up; type is legible at a third of it.
-WIDTH, MARGIN, GUTTER = 1080, 24, 18
+# One width for every picture, so that thumbnails line up. Drawn at this size, for drawing larger and shrinking takes
+# twice as long.
+WIDTH, MARGIN, GUTTER = 640, 14, 11
 PANEL = (WIDTH - 2 * MARGIN - 2 * GUTTER) // 3
-PANEL_HEIGHT_MAX = 400
+PANEL_HEIGHT_MAX = 240
 LEAST_SIDE = 16
 # The title line, in pixels: type sizes, where it stands, and the rule below it.
-TITLE_TYPE, SIDE_TYPE, GROUP_TYPE, COLUMN_TYPE = 32, 28, 24, 26
-TITLE_BASELINE, RULE_Y, HEADER_HEIGHT = 42, 58, 104
-TITLE_GAP, GROUP_WIDTH_MIN = 30, 102
-STRIP_PANEL_MIN = 200  # of a strip: below it the numbers under a panel run into each other
+TITLE_TYPE, SIDE_TYPE, GROUP_TYPE, COLUMN_TYPE = 19, 17, 14, 16
+TITLE_BASELINE, RULE_Y, HEADER_HEIGHT = 25, 34, 62
+TITLE_GAP, GROUP_WIDTH_MIN = 18, 60
+TAG_TYPE = 12
+STRIP_HEAD, STRIP_ABOVE = 79, 41
+STRIP_PANEL_MIN = 120  # of a strip: below it the numbers under a panel run into each other
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,7 @@ class ProbeSheet:
 def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
     """Base | now | difference, one row for each of ``layers``, under one header and over one caption.
 
-    With one layer it is the TensorBoard picture, with all key layers the archive picture. The picture is
-    1080 pixels wide; its height follows from the image's aspect ratio and the caption's length.
+    The picture is 640 pixels wide; its height follows from the image's aspect ratio and the caption's length.
 
     Raises:
         ValueError: no layer, or Chinese text and no font that has it.
@@ -99,7 +101,7 @@ def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
 def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
     """One probe over the steps of a training: a row for each key layer, a panel for each step, one colour scale a row.
 
-    Margin and region mass stand under each panel. The picture is at least 1080 pixels wide, more where the panels
+    Margin and region mass stand under each panel. The picture is at least 640 pixels wide, more where the panels
     need it.
 
     Raises:
@@ -139,19 +141,26 @@ def outline_regions(
     pen: Pen,
     *,
     named: bool,
+    line: int = 2,
+    type_size: int = 20,
 ) -> None:
     """Outline every box, given in pixels of an original of ``image_size``, on a picture of it drawn at another size:
-    the first region, which is judged, in white, with its name if ``named``; the others thinner and fainter."""
+    the first region, which is judged, in white, with its name if ``named``; the others thinner and fainter.
+
+    line, type_size   pixels: of the judged region's outline, and of its name
+    """
     for rank, (name, boxes) in reversed(list(enumerate(regions.items()))):
-        colour, line = ((255, 255, 255), 2) if rank == 0 else ((176, 182, 194), 1)
-        outline_boxes(drawn, boxes, image_size, colour, line)
+        colour, wide = ((255, 255, 255), line) if rank == 0 else ((176, 182, 194), 1)
+        outline_boxes(drawn, boxes, image_size, colour, wide)
         if named and rank == 0 and boxes:
             across, down = drawn.width / image_size[0], drawn.height / image_size[1]
             corner = boxes[0][0] * across, boxes[0][1] * down
-            _name_tag(ImageDraw.Draw(drawn), name, corner, drawn.size, pen)
+            _name_tag(ImageDraw.Draw(drawn), name, corner, drawn.size, pen, type_size)
 
 
-def outline_said(drawn: Image.Image, said: SaidBox | None, image_size: tuple[int, int]) -> None:
+def outline_said(
+    drawn: Image.Image, said: SaidBox | None, image_size: tuple[int, int], *, line: int = 3
+) -> None:
     """Outline the box that was said, green where it is right and red where it is not; corners may be exchanged."""
     if said is None:
         return
@@ -160,24 +169,23 @@ def outline_said(drawn: Image.Image, said: SaidBox | None, image_size: tuple[int
         min(max(value, -side), 2 * side) for value, side in zip(said.corners, image_size * 2, strict=True)
     )
     box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-    outline_boxes(drawn, [box], image_size, GOOD if said.is_right else BAD, 3)
+    outline_boxes(drawn, [box], image_size, GOOD if said.is_right else BAD, line)
 
 
-def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
-    """PNG bytes at ``width`` pixels, with 256 colours of the picture's own, dithered so that maps show no bands.
+def encode_png(picture: Image.Image) -> bytes:
+    """PNG bytes with 256 colours of the picture's own, dithered so that maps show no bands.
 
-    At most one byte a pixel before compression: about 120 kB for one layer, two thirds of true colour.
+    At most one byte a pixel before compression: about two thirds of true colour.
     """
-    if width != picture.width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.BOX)
     # The palette comes from a thumbnail (a tenth of the time); dithering happens only with a palette given.
     thumbnail = picture.resize((picture.width // 6, picture.height // 6), Image.Resampling.NEAREST)
     for index, colour in enumerate((PAPER, FAINT, SOFT, INK, GOOD, BAD)):  # which a thumbnail may miss
         thumbnail.paste(colour, (index * 12, 0, index * 12 + 12, 12))
-    palette = thumbnail.quantize(256, method=Image.Quantize.MEDIANCUT)
+    # Colours of an octree are nearer to the picture than those of a median cut, and found in a twentieth of its time.
+    palette = thumbnail.quantize(256, method=Image.Quantize.FASTOCTREE)
     buffer = io.BytesIO()
     picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
-        buffer, format="PNG", compress_level=4
+        buffer, format="PNG", compress_level=2
     )
     return buffer.getvalue()
 
@@ -236,7 +244,7 @@ def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: Pen) -> Image.I
     _title_line(draw, sheet, f"{which}  ·  step {sheet.step}", WIDTH, pen)
     base = "base" if sheet.base_step == 0 else f"base · step {sheet.base_step}"
     for column, name in enumerate((base, "now", "difference")):
-        pen.write(draw, (_column(column), HEADER_HEIGHT - 12), name, COLUMN_TYPE, anchor="ls")
+        pen.write(draw, (_column(column), HEADER_HEIGHT - 8), name, COLUMN_TYPE, anchor="ls")
     return part
 
 
@@ -249,7 +257,7 @@ def _title_line(draw: ImageDraw.ImageDraw, sheet: ProbeSheet, right: str, width:
         group = pen.fit(sheet.group, GROUP_TYPE, end_of_left - group_left)
         pen.write(draw, (group_left, TITLE_BASELINE), group, GROUP_TYPE, SOFT, anchor="ls")
     pen.write(draw, (width - MARGIN, TITLE_BASELINE), right, SIDE_TYPE, SOFT, anchor="rs")
-    draw.line((MARGIN, RULE_Y, width - MARGIN, RULE_Y), fill=FAINT, width=2)
+    draw.line((MARGIN, RULE_Y, width - MARGIN, RULE_Y), fill=FAINT)
 
 
 def _layer_row(
@@ -264,19 +272,23 @@ def _layer_row(
     ]
     panels = [heat_over(dimmed, pixels, scale.top) for pixels in laid]
     panels.append(difference_over(dimmed, laid[1] - laid[0], scale.swing))
-    above = 40 if titled else 4
-    part = Image.new("RGB", (WIDTH, above + size[1] + 128), PAPER)
+    above = 24 if titled else 3
+    part = Image.new("RGB", (WIDTH, above + size[1] + 76), PAPER)
     draw = ImageDraw.Draw(part)
     if titled:
-        pen.write(draw, (MARGIN, 28), f"layer {maps.layer}", 26, SOFT, anchor="ls")
+        pen.write(draw, (MARGIN, 16), f"layer {maps.layer}", 15, SOFT, anchor="ls")
     for column, panel in enumerate(panels):
-        outline_regions(panel, sheet.regions, sheet.picture.size, pen, named=column == 0)
+        _outline_all(panel, sheet, pen, named=column == 0)
         if column < 2:
-            outline_said(panel, (sheet.before, sheet.after)[column].box, sheet.picture.size)
+            outline_said(panel, (sheet.before, sheet.after)[column].box, sheet.picture.size, line=2)
         part.paste(panel, (_column(column) + (PANEL - size[0]) // 2, above))
-    _write_readings(draw, maps.readings, above + size[1] + 34, pen)
-    _colour_bars(part, draw, scale, above + size[1] + 64, pen)
+    _write_readings(draw, maps.readings, above + size[1] + 20, pen)
+    _colour_bars(part, draw, scale, above + size[1] + 38, pen)
     return part
+
+
+def _outline_all(drawn: Image.Image, sheet: ProbeSheet, pen: Pen, *, named: bool) -> None:
+    outline_regions(drawn, sheet.regions, sheet.picture.size, pen, named=named, line=1, type_size=TAG_TYPE)
 
 
 def outline_boxes(
@@ -297,14 +309,20 @@ def outline_boxes(
 
 
 def _name_tag(
-    draw: ImageDraw.ImageDraw, name: str, corner: tuple[float, float], size: tuple[int, int], pen: Pen
+    draw: ImageDraw.ImageDraw,
+    name: str,
+    corner: tuple[float, float],
+    size: tuple[int, int],
+    pen: Pen,
+    type_size: int,
 ) -> None:
-    name = pen.fit(name, 20, size[0] - 14)
-    width = pen.width(name, 20) + 12
+    pad, high, clear = (round(type_size * share) for share in (0.3, 1.3, 1.4))
+    name = pen.fit(name, type_size, size[0] - 2 * pad - 2)
+    width = pen.width(name, type_size) + 2 * pad
     left = min(max(0.0, corner[0] - 1), size[0] - width)
-    top = corner[1] - 28 if corner[1] >= 28 else min(corner[1] + 4, size[1] - 26)
-    draw.rectangle((left, top, left + width, top + 26), fill=(255, 255, 255))
-    pen.write(draw, (left + 6, top + 20), name, 20, anchor="ls")
+    top = corner[1] - clear if corner[1] >= clear else min(corner[1] + pad - 2, size[1] - high)
+    draw.rectangle((left, top, left + width, top + high), fill=(255, 255, 255))
+    pen.write(draw, (left + pad, top + type_size), name, type_size, anchor="ls")
 
 
 def _write_readings(
@@ -322,12 +340,12 @@ def _write_readings(
         )
         for column, (mass, ink, enrichment) in enumerate(columns):
             left, right = _column(column), _column(column) + PANEL
-            tail = pen.write(draw, (left, baseline), mass, 28, ink, anchor="ls")
-            pen.write(draw, (right, baseline), enrichment, 24, SOFT, anchor="rs")
+            tail = pen.write(draw, (left, baseline), mass, 17, ink, anchor="ls")
+            pen.write(draw, (right, baseline), enrichment, 14, SOFT, anchor="rs")
             if column < 2:
-                room = right - pen.width(enrichment, 24) - tail - 24
+                room = right - pen.width(enrichment, 14) - tail - 14
                 pen.write(
-                    draw, (tail + 10, baseline), pen.fit(f"on {reading.region}", 22, room), 22, SOFT, "ls"
+                    draw, (tail + 6, baseline), pen.fit(f"on {reading.region}", 13, room), 13, SOFT, "ls"
                 )
 
 
@@ -337,12 +355,12 @@ def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top
     for bar, column in zip(_bars(), (0, 2), strict=True):
         part.paste(bar, (_column(column), top))
     beyond = f" (peak {scale.peak:.1f})" if scale.peak > scale.top * 1.05 else ""
-    below = top + 34
-    pen.write(draw, (_column(0), below), "0", 19, SOFT, anchor="ls")
-    pen.write(draw, (_column(0) + wide / 2, below), "attention, times the even share", 19, SOFT, anchor="ms")
-    pen.write(draw, (_column(0) + wide, below), f"{scale.top:.1f}×{beyond}", 19, SOFT, anchor="rs")
-    pen.write(draw, (_column(2), below), f"-{scale.swing:.1f}× less", 19, SOFT, anchor="ls")
-    pen.write(draw, (_column(2) + PANEL, below), f"more +{scale.swing:.1f}×", 19, SOFT, anchor="rs")
+    below = top + 20
+    pen.write(draw, (_column(0), below), "0", 11, SOFT, anchor="ls")
+    pen.write(draw, (_column(0) + wide / 2, below), "attention, times the even share", 11, SOFT, anchor="ms")
+    pen.write(draw, (_column(0) + wide, below), f"{scale.top:.1f}×{beyond}", 11, SOFT, anchor="rs")
+    pen.write(draw, (_column(2), below), f"-{scale.swing:.1f}× less", 11, SOFT, anchor="ls")
+    pen.write(draw, (_column(2) + PANEL, below), f"more +{scale.swing:.1f}×", 11, SOFT, anchor="rs")
 
 
 def colour_bar() -> Image.Image:
@@ -354,23 +372,23 @@ def colour_bar() -> Image.Image:
 def _bars() -> tuple[Image.Image, Image.Image]:
     """Both colour bars, on the grey of a dimmed picture."""
     wide = 2 * PANEL + GUTTER
-    ground = Image.new("RGB", (wide, 12), (62, 64, 70))
-    heat = np.tile(np.linspace(0, 1, wide), (12, 1))
-    swing = np.tile(np.linspace(-1, 1, PANEL), (12, 1))
-    return heat_over(ground, heat, 1.0), difference_over(ground.crop((0, 0, PANEL, 12)), swing, 1.0)
+    ground = Image.new("RGB", (wide, 8), (62, 64, 70))
+    heat = np.tile(np.linspace(0, 1, wide), (8, 1))
+    swing = np.tile(np.linspace(-1, 1, PANEL), (8, 1))
+    return heat_over(ground, heat, 1.0), difference_over(ground.crop((0, 0, PANEL, 8)), swing, 1.0)
 
 
 def _caption(sheet: ProbeSheet, pen: Pen) -> Image.Image:
-    part = Image.new("RGB", (WIDTH, 168), PAPER)
+    part = Image.new("RGB", (WIDTH, 100), PAPER)
     draw = ImageDraw.Draw(part)
-    draw.line((MARGIN, 4, WIDTH - MARGIN, 4), fill=FAINT, width=2)
-    pen.write(draw, (MARGIN, 44), pen.fit(sheet.question, 27, WIDTH - 2 * MARGIN), 27, anchor="ls")
-    end = _labelled(draw, (MARGIN, 82), "right", sheet.answer, GOOD, pen)
+    draw.line((MARGIN, 2, WIDTH - MARGIN, 2), fill=FAINT)
+    pen.write(draw, (MARGIN, 26), pen.fit(sheet.question, 16, WIDTH - 2 * MARGIN), 16, anchor="ls")
+    end = _labelled(draw, (MARGIN, 49), "right", sheet.answer, GOOD, pen)
     if sheet.foil is not None:
-        _labelled(draw, (end + 36, 82), "wrong", sheet.foil, BAD, pen)
+        _labelled(draw, (end + 21, 49), "wrong", sheet.foil, BAD, pen)
     half = (WIDTH - 2 * MARGIN) // 2
     for column, (name, outcome) in enumerate((("base", sheet.before), ("now", sheet.after))):
-        _answer_line(draw, (MARGIN + column * half, 138), name, outcome, half - 20, pen)
+        _answer_line(draw, (MARGIN + column * half, 82), name, outcome, half - 12, pen)
     return part
 
 
@@ -382,8 +400,8 @@ def _labelled(
     colour: tuple[int, int, int],
     pen: Pen,
 ) -> float:
-    end = pen.write(draw, at, label, 21, SOFT, anchor="ls")
-    return pen.write(draw, (end + 10, at[1]), pen.fit(text, 25, WIDTH * 0.4), 25, colour, anchor="ls")
+    end = pen.write(draw, at, label, 13, SOFT, anchor="ls")
+    return pen.write(draw, (end + 6, at[1]), pen.fit(text, 15, WIDTH * 0.4), 15, colour, anchor="ls")
 
 
 def _answer_line(
@@ -400,27 +418,27 @@ def _answer_line(
         pill, colour = f"{name}", SOFT
     else:
         pill, colour = f"{name} {outcome.margin_nats:+.2f} nats", GOOD if outcome.margin_nats > 0 else BAD
-    wide = pen.width(pill, 23) + 28
-    draw.rounded_rectangle((x, y - 28, x + wide, y + 12), radius=20, fill=colour)
-    pen.write(draw, (x + 14, y), pill, 23, PAPER, anchor="ls")
+    wide = pen.width(pill, 14) + 16
+    draw.rounded_rectangle((x, y - 17, x + wide, y + 7), radius=12, fill=colour)
+    pen.write(draw, (x + 8, y), pill, 14, PAPER, anchor="ls")
     said = f"“{outcome.said}”" if outcome.said else "no answer generated"
-    room = width - wide - 14
+    room = width - wide - 8
     pen.write(
-        draw, (x + wide + 14, y), pen.fit(said, 25, room), 25, INK if outcome.said else SOFT, anchor="ls"
+        draw, (x + wide + 8, y), pen.fit(said, 15, room), 15, INK if outcome.said else SOFT, anchor="ls"
     )
 
 
 def _strip_title(sheet: ProbeSheet, strip: Strip, width: int, pen: Pen) -> Image.Image:
-    part = Image.new("RGB", (width, 132), PAPER)
+    part = Image.new("RGB", (width, STRIP_HEAD), PAPER)
     draw = ImageDraw.Draw(part)
     room = width - 2 * MARGIN
     _title_line(draw, sheet, f"steps {strip.panels[0].step} to {strip.panels[-1].step}", width, pen)
-    pen.write(draw, (MARGIN, 94), pen.fit(sheet.question, 27, room * 0.5), 27, anchor="ls")
-    end = _labelled(draw, (MARGIN + room * 0.52, 94), "right", sheet.answer, GOOD, pen)
-    if sheet.foil is not None and end + 120 < width:
-        pen.write(draw, (end + 24, 94), "wrong", 21, SOFT, anchor="ls")
-        start = end + 34 + pen.width("wrong", 21)
-        pen.write(draw, (start, 94), pen.fit(sheet.foil, 25, width - MARGIN - start), 25, BAD, anchor="ls")
+    pen.write(draw, (MARGIN, 56), pen.fit(sheet.question, 16, room * 0.5), 16, anchor="ls")
+    end = _labelled(draw, (MARGIN + room * 0.52, 56), "right", sheet.answer, GOOD, pen)
+    if sheet.foil is not None and end + 72 < width:
+        pen.write(draw, (end + 14, 56), "wrong", 13, SOFT, anchor="ls")
+        start = end + 20 + pen.width("wrong", 13)
+        pen.write(draw, (start, 56), pen.fit(sheet.foil, 15, width - MARGIN - start), 15, BAD, anchor="ls")
     return part
 
 
@@ -429,19 +447,19 @@ def _strip_row(
 ) -> Image.Image:
     """One key layer: step above, margin and mass below each panel, the scale of all of them at the end."""
     scale = series_scale([panel.map for panel in strip.panels])
-    part = Image.new("RGB", (width, dimmed.height + 176), PAPER)
+    part = Image.new("RGB", (width, dimmed.height + STRIP_ABOVE + 65), PAPER)
     draw = ImageDraw.Draw(part)
-    pen.write(draw, (MARGIN, 24), f"layer {strip.layer}", 24, SOFT, anchor="ls")
+    pen.write(draw, (MARGIN, 14), f"layer {strip.layer}", 14, SOFT, anchor="ls")
     for index, panel in enumerate(strip.panels):
         left = MARGIN + index * (wide + GUTTER)
         pixels = cells_to_pixels(panel.map, panel.map.density, sheet.picture.size, dimmed.size)
         drawn = heat_over(dimmed, pixels, scale.top)
-        outline_regions(drawn, sheet.regions, sheet.picture.size, pen, named=index == 0)
-        outline_said(drawn, panel.outcome.box, sheet.picture.size)
-        pen.write(draw, (left, 58), "base" if panel.step == 0 else f"step {panel.step}", 24, anchor="ls")
-        part.paste(drawn, (left, 68))
-        _strip_numbers(draw, panel, left, 68 + dimmed.height + 30, wide, pen)
-    _strip_bar(part, draw, scale, part.height - 34, pen)
+        _outline_all(drawn, sheet, pen, named=index == 0)
+        outline_said(drawn, panel.outcome.box, sheet.picture.size, line=2)
+        pen.write(draw, (left, 35), "base" if panel.step == 0 else f"step {panel.step}", 14, anchor="ls")
+        part.paste(drawn, (left, STRIP_ABOVE))
+        _strip_numbers(draw, panel, left, STRIP_ABOVE + dimmed.height + 18, wide, pen)
+    _strip_bar(part, draw, scale, part.height - 20, pen)
     return part
 
 
@@ -451,19 +469,19 @@ def _strip_numbers(
     """Margin in the colour of right or wrong; mass and enrichment of the judged region."""
     margin = panel.outcome.margin_nats
     if margin is not None:
-        pen.write(draw, (left, baseline), f"{margin:+.2f} nats", 23, GOOD if margin > 0 else BAD, anchor="ls")
+        pen.write(draw, (left, baseline), f"{margin:+.2f} nats", 14, GOOD if margin > 0 else BAD, anchor="ls")
     if panel.mass is not None:
         mass = f"{panel.mass:.1%} · {panel.enrichment:.1f}×"
-        pen.write(draw, (left, baseline + 28), pen.fit(mass, 21, wide), 21, SOFT, anchor="ls")
+        pen.write(draw, (left, baseline + 17), pen.fit(mass, 13, wide), 13, SOFT, anchor="ls")
 
 
 def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: Pen) -> None:
     caption = f"{scale.top:.1f}×  the even share; one scale for all steps"
     bar = colour_bar()
-    room = part.width - 2 * MARGIN - 12 - pen.width(caption, 19)
+    room = part.width - 2 * MARGIN - 7 - pen.width(caption, 11)
     bar = bar.resize((round(min(bar.width, room)), bar.height))
     part.paste(bar, (MARGIN, top))
-    pen.write(draw, (MARGIN + bar.width + 12, top + 14), caption, 19, SOFT, anchor="ls")
+    pen.write(draw, (MARGIN + bar.width + 7, top + 8), caption, 11, SOFT, anchor="ls")
 
 
 def _column(index: int) -> int:

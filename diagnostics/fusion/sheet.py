@@ -10,18 +10,12 @@ from PIL import Image, ImageDraw
 
 from diagnostics.comparison.maps import CellMap
 from diagnostics.drawing.colours import BAD, FAINT, GOOD, INK, PAPER, SOFT, common_top, dim, heat_over
-from diagnostics.drawing.probe_picture import (
-    GUTTER,
-    MARGIN,
-    PANEL,
-    PANEL_HEIGHT_MAX,
-    WIDTH,
-    Box,
-    cells_to_pixels,
-    outline_regions,
-)
+from diagnostics.drawing.probe_picture import Box, cells_to_pixels, outline_regions
 from finetune.fonts import Pen, text_font
 
+WIDTH, MARGIN, GUTTER = 1080, 24, 18
+PANEL = (WIDTH - 2 * MARGIN - 2 * GUTTER) // 3
+PANEL_HEIGHT_MAX = 400
 ABOVE, BELOW = 132, 168  # pixels of the header and of what stands under the panels
 VERDICT_INK = {"better": GOOD, "worse": BAD}
 

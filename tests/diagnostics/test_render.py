@@ -19,8 +19,8 @@ from PIL import Image
 
 from diagnostics.comparison.maps import LayerMaps
 from diagnostics.drawing import archive_pictures, worker
-from diagnostics.drawing.archive_pictures import ARCHIVE_WIDTH, STRIP_STEPS_MAX, ArchivePictures
-from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe
+from diagnostics.drawing.archive_pictures import STRIP_STEPS_MAX, ArchivePictures
+from diagnostics.drawing.probe_picture import WIDTH, ProbeSheet, draw_probe
 from diagnostics.drawing.worker_client import Renderer
 from diagnostics.records.archive import load_records, recorded_steps
 from diagnostics.render import main
@@ -41,7 +41,7 @@ def test_by_hand_it_draws_the_archive_that_is_missing(tmp_path: Path) -> None:
     assert ArchivePictures.open(attention).missing_steps() == [10]
     main(["--attention_dir", str(attention), "--steps"])
     drawn = pictures(attention)
-    assert len(drawn) == 4 and {width for width, _ in drawn.values()} == {ARCHIVE_WIDTH}
+    assert len(drawn) == 4 and {width for width, _ in drawn.values()} == {WIDTH}
     assert not list(attention.rglob("*.tmp"))
 
 

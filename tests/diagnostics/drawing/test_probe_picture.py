@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from diagnostics.comparison.maps import CellMap, LayerMaps, Outcome, RegionChange, SaidBox, Strip, StripPanel
 from diagnostics.drawing.colours import (
@@ -22,6 +22,8 @@ from diagnostics.drawing.probe_picture import (
     HEADER_HEIGHT,
     MARGIN,
     PANEL,
+    STRIP_ABOVE,
+    STRIP_HEAD,
     STRIP_PANEL_MIN,
     WIDTH,
     ProbeSheet,
@@ -115,7 +117,7 @@ def test_base_now_and_difference_stand_side_by_side() -> None:
     height = round(80 * PANEL / 120)
     cell = (round(height * 1.5 / 4), round(PANEL * 2.5 / 6))  # centre of cell 8 inside a panel
     base, now, difference = (
-        page[104 + 4 + cell[0], MARGIN + column * (PANEL + GUTTER) + cell[1]] for column in range(3)
+        page[HEADER_HEIGHT + 3 + cell[0], MARGIN + column * (PANEL + GUTTER) + cell[1]] for column in range(3)
     )
     assert now.sum() > 450 > base.sum()
     assert difference[0] > difference[2] + 80  # orange: it looks there now
@@ -136,13 +138,15 @@ def test_long_texts_and_tall_pictures_keep_the_width() -> None:
     assert draw_probe(tall, [layer()]).width == WIDTH
 
 
-def test_png_has_the_width_asked_for_and_is_small() -> None:
+def test_a_png_is_small_and_keeps_the_colours() -> None:
     page = draw_probe(sheet(), [layer()])
-    png = encode_png(page, width=720)
-    assert Image.open(io.BytesIO(png)).size == (720, round(page.height * 720 / WIDTH))
-    assert len(png) < 200_000
-    white = Image.open(io.BytesIO(encode_png(page))).convert("RGB").getpixel((3, 3))
-    assert min(white) > 250  # type: ignore[type-var, arg-type]
+    png = encode_png(page)
+    drawn = Image.open(io.BytesIO(png)).convert("RGB")
+    assert drawn.size == page.size and len(png) < 100_000
+    assert min(drawn.getpixel((3, 3))) > 250  # type: ignore[type-var, arg-type]
+    smooth = ImageFilter.BoxBlur(2)  # what an eye sees of dithering
+    off = np.asarray(drawn.filter(smooth), float) - np.asarray(page.filter(smooth), float)
+    assert np.sqrt((off**2).mean()) < 1.5
 
 
 def test_without_a_chinese_font_chinese_is_an_error_and_english_is_not(
@@ -170,7 +174,7 @@ def strip(cells: tuple[int, ...], layer: int = 3, share: float = 0.9) -> Strip:
 def middle(page: np.ndarray, column: int, panel: int, cell: int) -> np.ndarray:
     """The pixel in the middle of a cell, of one panel of the first row of a strip."""
     row, across = divmod(cell, 6)
-    top = 132 + 68 + round(panel * 80 / 120 * (row + 0.5) / 4)
+    top = STRIP_HEAD + STRIP_ABOVE + round(panel * 80 / 120 * (row + 0.5) / 4)
     return page[top, MARGIN + column * (panel + GUTTER) + round(panel * (across + 0.5) / 6)]
 
 
@@ -233,12 +237,12 @@ def test_a_map_alone_keeps_the_pictures_shape_and_has_its_boxes() -> None:
 
 
 def test_a_said_box_is_red_before_and_green_now() -> None:
-    """At its own place in both columns, in panels of 332 × 221 pixels of a picture of 120 × 80; none in the third."""
+    """At its own place in both columns, in panels of 196 × 131 pixels of a picture of 120 × 80; none in the third."""
     wrong, right = SaidBox((84.0, 40.0, 114.0, 70.0), False), SaidBox((40.0, 20.0, 60.0, 40.0), True)
     boxed = {"before": Outcome("there", -3.0, wrong), "after": Outcome("here", 4.0, right)}
     drawn = np.asarray(draw_probe(sheet(**boxed), [layer()]).convert("RGB")).astype(int)
     plain = np.asarray(draw_probe(sheet(), [layer()]).convert("RGB")).astype(int)
-    panels = [(MARGIN + column * (PANEL + GUTTER), HEADER_HEIGHT + 4) for column in range(3)]
+    panels = [(MARGIN + column * (PANEL + GUTTER), HEADER_HEIGHT + 3) for column in range(3)]
     scale = PANEL / SIZE[0]
     for (left, top), box, colour in zip(panels, (wrong, right), (BAD, GOOD), strict=False):
         x0, y0, x1, y1 = (value * scale for value in box.corners)
