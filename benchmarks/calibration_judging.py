@@ -102,10 +102,11 @@ def findings(group: Json) -> dict[str, bool | None]:
 
 
 def _moved(enrichment: Json) -> int:
-    """1 where attention on the region rose, −1 where it fell, 0 where chance or too small a change explain it."""
+    """1 where attention on the region rose, −1 where it fell, 0 where chance or too small a change explain it, or where
+    mean and ranks point different ways: p is of the ranks."""
     change = enrichment["relative_change"]["mean"]
     certain = enrichment["p_adjusted"] < SIGNIFICANT and abs(change) >= Thresholds().move
-    return int(np.sign(change)) if certain else 0
+    return int(enrichment["direction"]) if certain else 0
 
 
 def _is_changed(accuracy: Json) -> bool:

@@ -196,7 +196,8 @@ def power(
                 reading = _read(planted(pool, probes, gain, pictures, rng))
                 chance = pooled_chances(quiet | {name: reading})[name]
                 leg, _ = attention_leg(reading, chance, (), Thresholds(), LEVEL)
-                rose = chance < 1 - LEVEL and reading.relative.mean >= Thresholds().move
+                significant = chance < 1 - LEVEL and reading.direction > 0
+                rose = significant and reading.relative.mean >= Thresholds().move
                 counts[name, gain] += (rose, bool(leg.holds))
     return [
         {

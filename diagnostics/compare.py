@@ -20,6 +20,7 @@ if __name__ == "__main__":
     parser().parse_args()  # handle --help and wrong flags before the slow imports below
 
 from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.legs.leg import percent
 from diagnostics.comparison.legs.shown import LEGEND, marks, shown_legs
 from diagnostics.comparison.legs.shown import NAMES as LEG_NAMES
 from diagnostics.comparison.onset import onset_of
@@ -159,7 +160,7 @@ def _overview(comparison: Mapping[str, Any]) -> list[str]:
             (
                 name,
                 str(group["probes"]),
-                _arrow(group["accuracy"], "{:.1%}"),
+                _right_cell(group["accuracy"]),
                 _arrow(group["margin_nats"], "{:+.2f}"),
                 _attention_cell(group["enrichment"]),
                 _arrow(group["occlusion_nats"], "{:+.2f}"),
@@ -171,6 +172,16 @@ def _overview(comparison: Mapping[str, Any]) -> list[str]:
     if any(marks(group) for group in comparison["groups"].values()):
         lines += ["", f"legs: {', '.join(LEG_NAMES)}; {LEGEND}"]
     return lines
+
+
+def _right_cell(accuracy: Mapping[str, Any] | None) -> str:
+    """ "0 % → 70 %, 40 % by picture": where probes share pictures both shares, of which the smaller one is judged."""
+    if accuracy is None:
+        return "–"
+    words = f"{percent(accuracy['before'])} → {percent(accuracy['after'])}"
+    if accuracy.get("images") == accuracy.get("probes") or "pictures_right" not in accuracy:
+        return words
+    return f"{words}, {percent(accuracy['pictures_right']['after'])} by picture"
 
 
 def _arrow(change: Mapping[str, Any] | None, form: str) -> str:

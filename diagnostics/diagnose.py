@@ -21,6 +21,7 @@ from diagnostics.diagnosis import Diagnosis, Thresholds, diagnose_model
 from diagnostics.diagnosis.looking import filling
 from diagnostics.diagnosis.stages import UNDETERMINED
 from diagnostics.probing.prompts import ProbeEncoder
+from diagnostics.probing.trained_on import trained_on, with_base
 from diagnostics.records.probes import Probe, read_probes
 from diagnostics.report.diagnosis_page import diagnosis_html
 from diagnostics.report.languages import Language
@@ -80,6 +81,7 @@ def diagnose(
     check_writable(output_dir)
     probes = read_probes(probe_file)
     check(name, base=base, allow_other_base=allow_other_base)
+    supervised = trained_on(with_base(name, base=base)).supervised
     model, processor = load(name, base=base, allow_other_base=allow_other_base)
     for line in ProbeEncoder(family_of(bare_model(model).config), processor).check(probes, str(probe_file)):
         print(f"warning: {line}", flush=True)
@@ -94,6 +96,7 @@ def diagnose(
         progress=True,
         name=name,
         probe_file=str(probe_file),
+        supervised=supervised,
     )
     write(diagnosis, probes, output_dir, language=language)
     return diagnosis
@@ -113,11 +116,11 @@ def table(diagnosis: Diagnosis) -> str:
     rows = [("group", "probes", "right", "stage", "decides")]
     content = diagnosis.as_json()["groups"]
     for name, group in content.items():
-        right = "–" if group["accuracy"] is None else f"{group['accuracy']:.1%}"
+        right = diagnosis.groups[name].evidence.right_words()
         rows.append(
             (name, str(group["probes"]), right, group["stage"] or UNDETERMINED, group["decides"] or "–")
         )
-    lines = columns(rows)
+    lines = [*columns(rows), *(["", diagnosis.trained] if diagnosis.trained else [])]
     for name, group in content.items():
         lines += ["", f"{name}: {group['stage'] or UNDETERMINED}", f"  {group['reason']}"]
         if group["trains"]:

@@ -173,7 +173,8 @@ def curve_of(points: Sequence[CurvePoint], images: Mapping[str, str]) -> Json:
                  "conclusion": "enough", "more does not help", "not enough yet" or "not known", "words"}}
 
     ``right`` is the share of answers. Where probes share pictures, ``right_ci95`` is of ``pictures_right``, the share
-    with each picture counted once, which is null elsewhere. Enrichment is that of one key layer in all runs, the one
+    with each picture counted once, which is null elsewhere; it is null where runs of earlier versions lack that share.
+    Enrichment is that of one key layer in all runs, the one
     that the run with most samples cites; ``ci95`` of enrichment and cost is the interval of the change from the base,
     put onto the base's mean. "enough": the verdict holds with this number and with every larger one, in all seeds.
     "more does not help": it does not hold, and from the last number but one to the last no quantity rose beyond
@@ -206,7 +207,7 @@ def _group(name: str, points: Sequence[CurvePoint], images: Mapping[str, str]) -
         "base": {
             "right": _of(base["accuracy"], "before"),
             "pictures_right": _pictures_right(base["accuracy"], "before"),
-            "right_ci95": _of(base["accuracy"], "before_ci95"),
+            "right_ci95": _right_ci95(base["accuracy"], "before"),
             "enrichment": _of(_in_layer(base, layer), "before"),
             "cost_nats": _of(base["occlusion_nats"], "before"),
         },
@@ -228,7 +229,7 @@ def _point(point: CurvePoint, group: Mapping[str, Any], name: str, layer: int | 
         "samples": point.samples,
         "right": _of(group["accuracy"], "after"),
         "pictures_right": _pictures_right(group["accuracy"], "after"),
-        "right_ci95": _of(group["accuracy"], "after_ci95"),
+        "right_ci95": _right_ci95(group["accuracy"], "after"),
         "enrichment": _of(_in_layer(group, layer), "after"),
         "enrichment_ci95": _around_base(_in_layer(group, layer)),
         "cost_nats": _of(group["occlusion_nats"], "after"),
@@ -244,10 +245,24 @@ def _point(point: CurvePoint, group: Mapping[str, Any], name: str, layer: int | 
 def _pictures_right(accuracy: Mapping[str, Any] | None, side: str) -> float | None:
     """The share right with each picture counted once; None where no probes share a picture, and in files of earlier
     versions."""
-    if accuracy is None or accuracy.get("images") == accuracy.get("probes"):
+    if accuracy is None or not _shares_pictures(accuracy):
         return None
     found: float | None = accuracy.get("pictures_right", {}).get(side)
     return found
+
+
+def _right_ci95(accuracy: Mapping[str, Any] | None, side: str) -> list[float] | None:
+    """The interval of ``_pictures_right``; of the share of answers where no probes share a picture. None in files of
+    earlier versions that keep the interval of pictures without their share."""
+    if accuracy is None or (_shares_pictures(accuracy) and _pictures_right(accuracy, side) is None):
+        return None
+    found: list[float] | None = accuracy[f"{side}_ci95"]
+    return found
+
+
+def _shares_pictures(accuracy: Mapping[str, Any]) -> bool:
+    """Files of the earliest versions say of neither how many there are."""
+    return bool(accuracy.get("images") != accuracy.get("probes"))
 
 
 def _in_layer(group: Mapping[str, Any], layer: int | None) -> Mapping[str, Any] | None:

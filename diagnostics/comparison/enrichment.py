@@ -42,6 +42,7 @@ class LayerEnrichment:
     relative        mean ``relative_change``: the change of a typical probe
     effect          effect size of the relative change, in standard deviations; None if undefined
     direction       which way a significant change points: ``agreed_direction``
+    trained_on      attention was trained on there: it looks where it was told to
     """
 
     layer: int
@@ -53,6 +54,7 @@ class LayerEnrichment:
     relative: Interval
     effect: float | None
     direction: int
+    trained_on: bool
 
     def json(self) -> Json:
         """The form in comparison.json."""
@@ -62,7 +64,9 @@ class LayerEnrichment:
             **self.change.json(),
             "p_adjusted": self.chance,
             "relative_change": {"mean": self.relative.mean, "ci95": [self.relative.low, self.relative.high]},
+            "direction": self.direction,
             "effect_size": self.effect,
+            "trained_on": self.trained_on,
             "random": None if self.random is None else dict(zip(SIDES, self.random, strict=True)),
             "without_sinks": (None if self.without_sinks is None else self.without_sinks.json()),
         }
@@ -91,6 +95,7 @@ def enrichment_by_layer(
                 relative=bootstrap_mean(relative, images, level=level),
                 effect=effect_size(relative, images),
                 direction=int(agreed_direction(relative, images)),
+                trained_on=any(pair.is_trained_on(layer.layer) for pair in members),
             )
         )
     return found
@@ -98,11 +103,14 @@ def enrichment_by_layer(
 
 def fallen_layers(by_layer: Sequence[LayerEnrichment], least: float, level: float) -> list[int]:
     """Key layers in which attention on the region fell significantly, by mean and ranks, by a share of at least
-    ``least``."""
+    ``least``; without those in which it was trained on."""
     return [
         one.layer
         for one in by_layer
-        if one.chance < min(SIGNIFICANT, 1 - level) and one.direction < 0 and one.relative.mean <= -least
+        if one.chance < min(SIGNIFICANT, 1 - level)
+        and one.direction < 0
+        and one.relative.mean <= -least
+        and not one.trained_on
     ]
 
 
@@ -131,6 +139,7 @@ def reading_json(reading: Reading, chance: float, level: float) -> Json:
         **reading.change.json(),
         "p_adjusted": chance,
         "relative_change": {"mean": reading.relative.mean, "ci95": [low, high]},
+        "direction": reading.direction,
         "median_factor": reading.median_factor,
         "leads": [
             {
@@ -221,7 +230,8 @@ def heads(
 
     ``before``, ``after`` and ``difference`` are of the region, ``random`` of random places; ``lead`` is of the region
     over them (``relative_change`` of the masses crossed), and null where they were not measured: then heads are tested
-    by the region's own change. ``relative_change`` is what was tested, whichever of the two.
+    by the region's own change. ``relative_change`` is what was tested, whichever of the two. ``trained_on``: attention
+    was trained on in the head's layer, so that it looks where it was told to.
     """
     members = _tested(pairs)
     if chances is None or not members:
@@ -253,6 +263,7 @@ def heads(
                 if beside
                 else None,
                 "p_adjusted": float(chances[layer, head]),
+                "trained_on": any(pair.is_trained_on(numbers[layer]) for pair in members),
                 "effect_size": effect_size(change[:, layer, head], images_of(members)),
             }
         )

@@ -76,6 +76,13 @@ class ProbePair:
         """Is a picture of the probe in the training data, of either model?"""
         return any(record.trained_picture for record in (self.before, self.after))
 
+    def is_trained_on(self, layer: int) -> bool:
+        """Was attention trained on in this layer, or in the resampler through which it looks, before or after?"""
+        return any(
+            layer in record.supervised_layers or record.supervised_connector
+            for record in (self.before, self.after)
+        )
+
     def reading(self, layer: LayerPair) -> RegionChange | None:
         """Mass and enrichment of the judged region."""
         return None if self.region is None else layer.readings[self.region]

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
-from diagnostics.comparison.legs.leg import percent
 from diagnostics.diagnosis.diagnosing import Diagnosis
 from diagnostics.diagnosis.remedies import VISION, faulty_part
 from diagnostics.diagnosis.stages import RIGHT, TOO_FEW, UNDETERMINED
@@ -29,7 +28,10 @@ def trained_components(model: nn.Module, family: Family) -> set[str]:
 
 
 def lines(diagnosis: Diagnosis, trains: Collection[str]) -> Iterator[str]:
-    """A line for each group at fault, with a warning behind it where nothing that trains is where its fault lies."""
+    """What of its attention was trained on before, if any was; a line for each group at fault, with a warning behind it
+    where nothing that trains is where its fault lies."""
+    if diagnosis.trained:
+        yield f"diagnosis: {diagnosis.trained}"
     for name, one in diagnosis.groups.items():
         if one.stage.name in (RIGHT, TOO_FEW):
             continue
@@ -55,14 +57,13 @@ def markdown(diagnosis: Diagnosis, trains: Collection[str]) -> str:
     """The table that TensorBoard shows: group, stage, reason, remedy."""
     rows = ["| group | right | the answer is lost at | why | what may mend it |", "|---|---|---|---|---|"]
     for name, one in diagnosis.groups.items():
-        right = "–" if one.evidence.accuracy is None else percent(one.evidence.accuracy)
         warning = misplaced(one.stage.name, trains)
         remedy = f"`{one.remedy.command}`" if one.remedy.command else "–"
-        cells = (name, right, one.stage.name or UNDETERMINED, one.stage.reason, remedy)
+        cells = (name, one.evidence.right_words(), one.stage.name or UNDETERMINED, one.stage.reason, remedy)
         rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
         if warning:
             rows.append(f"| {name} | | **warning** | {warning} | |")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", diagnosis.trained]).rstrip()
 
 
 def hindrance(model: nn.Module, measured: Collection[str], wanted: Collection[str]) -> str | None:

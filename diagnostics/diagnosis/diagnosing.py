@@ -15,6 +15,7 @@ from diagnostics.comparison.legs.answers import is_right
 from diagnostics.diagnosis.contrasts import Contrast, contrast_of
 from diagnostics.diagnosis.evidence import Case, Evidence, evidence_of, is_at_fault
 from diagnostics.diagnosis.features import Asked, Features, features_of
+from diagnostics.diagnosis.looking import unsupervised
 from diagnostics.diagnosis.remedies import Remedy, remedy_of
 from diagnostics.diagnosis.stages import Stage, stage_of
 from diagnostics.diagnosis.states import words_differ
@@ -24,7 +25,8 @@ from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, Measuremen
 from diagnostics.records.probes import Probe, groups_of
 from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
-from finetune.families.parts.modules import check_measurable
+from finetune.families.parts.modules import attending_layers, check_measurable
+from finetune.model.look_file import Supervised
 
 LOOK_LAYERS = 4
 """Layers to supervise, at most: each costs a part of a step."""
@@ -49,6 +51,7 @@ class GroupDiagnosis:
             "probes": self.evidence.probes,
             "pictures": self.evidence.pictures,
             "accuracy": self.evidence.accuracy,
+            "pictures_right": self.evidence.pictures_right,
             "stage": self.stage.name,
             "reason": self.stage.reason,
             "decides": self.evidence.decides,
@@ -59,12 +62,16 @@ class GroupDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Group → its diagnosis, and the records that it rests on by probe id."""
+    """Group → its diagnosis, and the records that it rests on by probe id.
+
+    trained   where attention was trained on, and what of it is judged; "" where it was not
+    """
 
     model: str
     family: str
     groups: Mapping[str, GroupDiagnosis]
     records: Mapping[str, AttentionRecord]
+    trained: str = ""
 
     def stage(self, group: str) -> str | None:
         """The stage of a group; None where none was found."""
@@ -80,7 +87,18 @@ class Diagnosis:
         return {
             "version": 1,
             "model": {"name": self.model, "family": self.family},
+            "attention_trained_on": self._supervision(),
             "groups": {name: one.as_json() for name, one in self.groups.items()},
+        }
+
+    def _supervision(self) -> Json | None:
+        if not self.trained:
+            return None
+        records = self.records.values()
+        return {
+            "layers": sorted({layer for one in records for layer in one.supervised_layers}),
+            "connector": any(one.supervised_connector for one in records),
+            "words": self.trained,
         }
 
 
@@ -95,12 +113,15 @@ def diagnose_model(
     name: str = "model",
     probe_file: str = "probes.json",
     records: Mapping[str, AttentionRecord] | None = None,
+    supervised: Supervised | None = None,
 ) -> Diagnosis:
     """Where does this model lose the right answer, for each group of probes?
 
     name, probe_file   of model and probes, as remedies name them
     records   of these probes by this very model, with regions hidden and pictures replaced, where they are at hand
               (a monitor's step 0): they are not measured again
+    supervised   its attention that was trained on, by the notes beside its weights (``trained_on``); records at hand
+                 say it themselves
 
     The model is left as it was, hooks and patches included. Raises ValueError naming the probe that it cannot read, and
     the first whose margin is not finite, and for a model that cannot be measured (``check_measurable``).
@@ -108,7 +129,9 @@ def diagnose_model(
     check_measurable(model)
     thresholds, family = thresholds or Thresholds(), family_of(bare_model(model).config)
     if records is None:
-        records = _probed(model, processor, probes, thresholds, name=name, progress=progress)
+        records = _probed(
+            model, processor, probes, thresholds, name=name, progress=progress, supervised=supervised
+        )
     check_finite([records[probe.id] for probe in probes])
     groups = groups_of(probes)
     contrasts = {
@@ -139,15 +162,31 @@ def diagnose_model(
             look_layers=others_of(records[members[0].id]),
         )
         found[group] = GroupDiagnosis(evidence, stage, remedy)
-    return Diagnosis(name, family.name, found, records)
+    trained = unsupervised([records[probe.id] for probe in probes]).sentence
+    return Diagnosis(name, family.name, found, records, trained)
 
 
 def others_of(record: AttentionRecord) -> list[int]:
     """At most ``LOOK_LAYERS`` of the attending language layers that are not the record's key layers, evenly spaced."""
     attending = np.flatnonzero(np.isfinite(record.visual_share).all(axis=1))
-    others = [int(layer) for layer in attending if layer not in record.layers]
-    places = np.linspace(0, len(others) - 1, min(LOOK_LAYERS, len(others))).round().astype(int)
-    return [others[place] for place in places]
+    return _spread([int(layer) for layer in attending if layer not in record.layers], LOOK_LAYERS)
+
+
+def _spread(layers: Sequence[int], most: int) -> list[int]:
+    places = np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int)
+    return [layers[place] for place in places]
+
+
+def key_layers_of(model: nn.Module, supervised: Supervised | None) -> tuple[int, ...]:
+    """``auto_key_layers``; where attention was trained on in one of them, as many of the other layers, as far as there
+    are any: what a model was told to look at says nothing of it."""
+    evenly = auto_key_layers(model)
+    trained = set[int]() if supervised is None else {*supervised.layers}
+    if trained.isdisjoint(evenly):
+        return evenly
+    attending = attending_layers(bare_model(model), family_of(bare_model(model).config))
+    others = [layer for layer in attending if layer not in trained]
+    return tuple(_spread(others, len(evenly))) or evenly
 
 
 def _probed(
@@ -158,9 +197,13 @@ def _probed(
     *,
     name: str,
     progress: bool,
+    supervised: Supervised | None,
 ) -> dict[str, AttentionRecord]:
     """Every probe with its picture replaced, and the wrong ones of groups at fault with each region hidden too."""
-    prober = Prober(model, processor, key_layers=auto_key_layers(model), probes=probes, depth=ASKED)
+    key_layers = key_layers_of(model, supervised)
+    prober = Prober(
+        model, processor, key_layers=key_layers, probes=probes, depth=ASKED, supervised=supervised
+    )
     records = {one.probe_id: one for one in prober.run_all(0, name, progress=progress)}
     check_finite([*records.values()])
     wrong = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from diagnostics.comparison.legs.attention import supervision_words
 from diagnostics.comparison.legs.leg import Leg, count, listed, nats_interval, not_measured, percent
 from diagnostics.comparison.pairs import cost, layer_cells, mass_on_map, related, shift
 from diagnostics.diagnosis.cases import LEVEL, Case, margins_of, pictures_of
@@ -16,6 +18,7 @@ from diagnostics.measures.statistics import bootstrap_mean, paired_change, ratio
 from diagnostics.probing.interventions import MOST_OF_THE_PICTURE, fills_the_picture
 from diagnostics.records.measurement_plan import OCCLUSION
 from diagnostics.records.probes import Probe
+from diagnostics.records.record import AttentionRecord
 from finetune.families.parts.coverage import region_coverage
 from finetune.samples.images import open_image
 
@@ -23,6 +26,36 @@ LEAST_WRONG = 5
 """Pictures of wrong answers, below which nothing is said of where they look: more than a fifth of 20 are wrong where a
 group is not right."""
 MOST_NAMED = 3
+
+
+class Unsupervised(NamedTuple):
+    """What a loss on attention did not see: a model that was told where to look looks there by construction.
+
+    records   places of those on pictures that it did not see
+    rows      places of the key layers that it did not see
+    sentence  what is judged, and why; "" where all is
+    """
+
+    records: tuple[int, ...]
+    rows: tuple[int, ...]
+    sentence: str = ""
+
+
+def unsupervised(records: Sequence[AttentionRecord]) -> Unsupervised:
+    """What is left to be judged of these records of one model, as a comparison judges it; nothing where every key layer
+    or picture was seen, nor through a resampler whose attention was trained on."""
+    every = tuple(range(len(records)))
+    layers = records[0].layers if records else ()
+    trained = sorted({layer for one in records for layer in one.supervised_layers})
+    if not trained:
+        return Unsupervised(every, tuple(range(len(layers))))
+    if any(one.supervised_connector for one in records):
+        return Unsupervised((), (), supervision_words(trained, connector=True))
+    rows = tuple(row for row, layer in enumerate(layers) if layer not in trained)
+    left = tuple(at for at in every if not records[at].supervised_picture)
+    nothing_left = "" if rows and left else "every layer" if left else "every picture"
+    sentence = supervision_words(trained, pictures=len(every) - len(left), nothing_left=nothing_left)
+    return Unsupervised((), (), sentence) if nothing_left else Unsupervised(left, rows, sentence)
 
 
 def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, int | None]:
@@ -33,15 +66,19 @@ def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, 
     a probe at 40 times and three at .2 look at their regions 10 times as much in the mean, and most of them do not.
 
     Without regions that fill their picture: whatever the answer looks at, it looks at such a region as much as its
-    area's share.
+    area's share. And without layers and pictures in which attention was trained on (``unsupervised``).
     """
     naming = [case for case in wrong if case.record.region_mass and case.record.image_tokens]
-    having = [case for case in naming if not _fills(case)]
+    unfilled = [case for case in naming if not _fills(case)]
+    places, rows, trained = unsupervised([case.record for case in unfilled])
+    if trained and not places:
+        return not_measured(thresholds.looked, trained), None
+    having = [unfilled[at] for at in places]
     pictures = pictures_of(having)
     if len(set(pictures)) < LEAST_WRONG:
-        lack = _few_wrong(pictures, "names a region", filled=len(naming) - len(having))
-        return not_measured(thresholds.looked, lack, len(having)), None
-    both = [_enrichments(case) for case in having]
+        lack = _few_wrong(pictures, "names a region", filled=len(naming) - len(unfilled))
+        return not_measured(thresholds.looked, f"{lack} {trained}".rstrip(), len(having)), None
+    both = [_enrichments(case, rows) for case in having]
     own, by_chance = (np.stack(side) for side in zip(*both, strict=True))
     relative = relative_change(np.ones_like(own), own)
     chosen = _cross_chosen(relative, pictures)
@@ -49,7 +86,7 @@ def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, 
     value = bootstrap_mean(relative[at, chosen], pictures)
     typical, low, high = (_times(one) for one in value)
     random = _times(float(relative_change(np.ones(len(own)), by_chance[at, chosen]).mean()))
-    layers = [having[0].record.layers[row] for row in sorted(set(chosen.tolist()))]
+    layers = [having[0].record.layers[rows[at]] for at in sorted(set(chosen.tolist()))]
     words = (
         f"Where it answers wrong, the answer looks at the region {typical:.2f} times as much as its area's share (95 % "
         f"interval {low:.2f} to {high:.2f}; which must lie above {thresholds.looked:g}; random places {random:.2f}) in "
@@ -57,8 +94,10 @@ def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, 
         "the pictures"
     )
     holds = low >= thresholds.looked and typical > random
-    best = having[0].record.layers[int(relative.mean(0).argmax())]
-    return Leg(holds, len(having), typical, (low, high), thresholds.looked, f"{words}."), best
+    best = having[0].record.layers[rows[int(relative.mean(0).argmax())]]
+    return Leg(
+        holds, len(having), typical, (low, high), thresholds.looked, f"{words}. {trained}".rstrip()
+    ), best
 
 
 def _few_wrong(pictures: Sequence[str], what: str, *, filled: int) -> str:
@@ -100,17 +139,21 @@ def filling(probes: Sequence[Probe], source: str) -> str | None:
     )
 
 
-def _enrichments(case: Case) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
-    """Times the region's share of the area in each key layer's map: the region, and random places.
+def _enrichments(
+    case: Case, rows: Sequence[int]
+) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
+    """Times the region's share of the area in the maps of some key layers: the region, and random places.
 
     0 where a layer sees nothing of the picture.
+
+    rows   places of the key layers
     """
     region, record = str(case.probe.main_region), case.record
     assert region in record.random_mass, "the prober measures both"
     coverage = region_coverage(case.probe.regions[region], record.image_tokens[0])
     share = max(float(coverage.mean()), 1e-12)
-    places = [mass_on_map(record, "random_mass", region, row) or 0.0 for row in range(len(record.layers))]
-    return region_mass(layer_cells(record), coverage) / share, np.array(places) / share
+    places = [mass_on_map(record, "random_mass", region, row) or 0.0 for row in rows]
+    return region_mass(layer_cells(record)[list(rows)], coverage) / share, np.array(places) / share
 
 
 def _times(relative: float) -> float:

@@ -18,7 +18,9 @@ SOFT, RULE = "#646975", "#d9d6ce"
 BASE_GAP = 2.2
 """The base stands as far left of the fewest samples as this factor would: a logarithm has no place for 0."""
 POINTS = 9.0
+BY_PICTURE = "pictures_right"
 SAMPLES = {"en": "corrective samples", "zh": "纠正样本数"}
+EACH_ONCE = {"en": ", by picture", "zh": "（按图片）"}
 
 
 class _Panel(NamedTuple):
@@ -28,6 +30,8 @@ class _Panel(NamedTuple):
     value, interval   keys of a point
     base              key of the base's value; None: the base has none
     kept              are the groups those that must be kept? None: all groups
+    by_picture        key of the value with each picture counted once, which the interval is of where probes share
+                      pictures; None: there is no other
     """
 
     title: Mapping[str, str]
@@ -36,10 +40,13 @@ class _Panel(NamedTuple):
     base: str | None
     kept: bool | None
     as_percent: bool
+    by_picture: str | None = None
 
 
 PANELS = (
-    _Panel({"en": "right answers", "zh": "答对比例"}, "right", "right_ci95", "right", False, True),
+    _Panel(
+        {"en": "right answers", "zh": "答对比例"}, "right", "right_ci95", "right", False, True, BY_PICTURE
+    ),
     _Panel(
         {"en": "attention on the region, times", "zh": "对区域的注意力（倍）"},
         "enrichment",
@@ -63,6 +70,7 @@ PANELS = (
         "right",
         True,
         True,
+        BY_PICTURE,
     ),
 )
 
@@ -70,9 +78,19 @@ PANELS = (
 def curve_chart(
     groups: Mapping[str, Mapping[str, Any]], kept: Sequence[str], language: Literal["en", "zh"] = "en"
 ) -> bytes:
-    """A PNG with a panel for each quantity; all share the axis of samples, which is logarithmic.
+    """``curve_figure`` as a PNG."""
+    buffer = io.BytesIO()
+    curve_figure(groups, kept, language).savefig(buffer, format="png")
+    return buffer.getvalue()
 
-    The base stands at 0. Bars are 95 % intervals, filled points have a verdict that holds, hollow ones do not.
+
+def curve_figure(
+    groups: Mapping[str, Mapping[str, Any]], kept: Sequence[str], language: Literal["en", "zh"] = "en"
+) -> Figure:
+    """A panel for each quantity; all share the axis of samples, which is logarithmic.
+
+    The base stands at 0. Bars are 95 % intervals, filled points have a verdict that holds, hollow ones do not. Where
+    probes share pictures, right answers are drawn with each picture counted once, which their interval is of.
 
     groups   "groups" of curve.json
     kept     names of the groups that must be kept
@@ -89,7 +107,8 @@ def curve_chart(
             _draw(
                 place, panel, groups[name], numbers, colour[name], 1 + 0.05 * (shift - (len(members) - 1) / 2)
             )
-        _dress(place, panel, numbers, language)
+        by_picture = any(_drawn(panel, groups[name]) != panel.value for name in members)
+        _dress(place, panel, numbers, language, by_picture=by_picture)
     handles = [Line2D([], [], color=colour[name], marker="o", lw=1.6, label=name) for name in groups]
     figure.legend(
         handles=handles,
@@ -98,9 +117,7 @@ def curve_chart(
         frameon=False,
         prop=font("".join(groups), POINTS),
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure
 
 
 def _members(panel: _Panel, groups: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
@@ -111,16 +128,46 @@ def _members(panel: _Panel, groups: Mapping[str, Any], kept: Sequence[str]) -> l
     ]
 
 
+def _measured(panel: _Panel, group: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [point for point in group["points"] if point[panel.value] is not None]
+
+
+def _counted_once(panel: _Panel, group: Mapping[str, Any]) -> list[bool]:
+    """Of the base and each point: is its share known with each picture counted once, since probes share pictures?"""
+    if panel.by_picture is None:
+        return []
+    return [one.get(panel.by_picture) is not None for one in (group["base"], *_measured(panel, group))]
+
+
+def _drawn(panel: _Panel, group: Mapping[str, Any]) -> str:
+    """The key of the value to draw."""
+    known = _counted_once(panel, group)
+    return panel.by_picture if panel.by_picture is not None and known and all(known) else panel.value
+
+
+def _interval(
+    panel: _Panel, group: Mapping[str, Any], point: Mapping[str, Any]
+) -> tuple[float, float] | None:
+    """The bar of a point, which contains it: that of pictures counts their right answers rounded down. None where it is
+    of another share than the drawn one, as where runs of earlier versions do not have that of pictures."""
+    if point[panel.interval] is None:
+        return None
+    low, high = point[panel.interval]
+    if (drawn := _drawn(panel, group)) != panel.value:
+        return low, max(high, point[drawn])
+    return None if any(_counted_once(panel, group)) else (low, high)
+
+
 def _draw(
     axes: Axes, panel: _Panel, group: Mapping[str, Any], numbers: Sequence[int], colour: str, shift: float
 ) -> None:
-    points = [point for point in group["points"] if point[panel.value] is not None]
-    base = None if panel.base is None else group["base"][panel.base]
+    points, drawn = _measured(panel, group), _drawn(panel, group)
+    base = None if panel.base is None else group["base"][panel.base if drawn == panel.value else drawn]
     at_zero = numbers[0] / BASE_GAP
     means = {
         n: sum(values) / len(values)
         for n in numbers
-        if (values := [one[panel.value] for one in points if one["samples"] == n])
+        if (values := [one[drawn] for one in points if one["samples"] == n])
     }
     line = {n * shift: value for n, value in means.items()}
     axes.plot([*line], [*line.values()], color=colour, lw=1.6)
@@ -129,14 +176,14 @@ def _draw(
         axes.plot([at_zero * shift, first], [base, line[first]], color=colour, lw=1.2, ls=":")
         axes.plot([at_zero * shift], [base], "s", color=colour, ms=5)
     for point in points:
-        x, y = point["samples"] * shift, point[panel.value]
-        if point[panel.interval] is not None:
-            axes.plot([x, x], point[panel.interval], color=colour, lw=1.1, alpha=0.75)
+        x, y = point["samples"] * shift, point[drawn]
+        if (interval := _interval(panel, group, point)) is not None:
+            axes.plot([x, x], interval, color=colour, lw=1.1, alpha=0.75)
         axes.plot([x], [y], "o", ms=5.5, mec=colour, mfc=colour if point["holds"] else "white", mew=1.4)
 
 
-def _dress(axes: Axes, panel: _Panel, numbers: Sequence[int], language: str) -> None:
-    title, below = panel.title[language], SAMPLES[language]
+def _dress(axes: Axes, panel: _Panel, numbers: Sequence[int], language: str, *, by_picture: bool) -> None:
+    title, below = panel.title[language] + (EACH_ONCE[language] if by_picture else ""), SAMPLES[language]
     axes.set_title(title, fontproperties=font(title, POINTS + 1), loc="left")
     axes.set_xscale("log")
     places = [numbers[0] / BASE_GAP, *numbers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 
+from diagnostics.comparison.legs.leg import whole_percent as percent
 from diagnostics.drawing.svg_charts import Line, line_chart
 from diagnostics.keep.judging import ALL, RIVALS, Cell, Gain, Judgement
 from diagnostics.keep.rankings import LEAST, ORDERS
@@ -13,7 +14,6 @@ from diagnostics.keep.summary import (
     advice,
     capital,
     interval,
-    percent,
     points,
     rival_words,
     rows_of,
@@ -34,12 +34,13 @@ STYLE = """
 .keep .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
 """
 READING = """Each probe is asked again with a share of its image tokens; the others are out of every token's sight in
-all language layers, with FastV in those after its layer. Positions stay as they were. Right: the right answer has the
-higher score than the wrong one. Intervals: 95 %, drawn by picture. Differences are of the same probes, and their p is
-adjusted for every order by attention and every share (Holm). Still right: of the answers that are right with all image
-tokens. Region: which part of the named region's cells is among those kept. The first image token often gathers
-attention without showing anything (a sink), so orders by attention are also judged with it kept in any case and dropped
-in any case."""
+all language layers, with FastV in those after its layer. Positions stay as they were. Of a picture padded to a square
+the tokens of its margins are dropped wherever anything is. Right: log p of the right answer, through the end of the
+turn, is above that of the wrong one, by a margin in nats; no answer is generated. Intervals: 95 %, drawn by picture.
+Differences are of the same probes, and their p is adjusted for every order by attention and every share (Holm). Still
+right: of the answers that are right with all image tokens. Region: which part of the named region's cells is among
+those kept. The first image token often gathers attention without showing anything (a sink), so orders by attention
+are also judged with it kept in any case and dropped in any case."""
 
 
 def keep_html(study: Study, *, opens: Language = "en") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from diagnostics.comparison.legs.leg import whole_percent as percent
 from diagnostics.keep.asking import ProbeAnswers
 from diagnostics.keep.judging import Cell, Gain, Judgement
 from diagnostics.keep.rankings import (
@@ -170,13 +171,10 @@ def _shown(cell: Cell) -> str:
     return f"{interval(cell.right)}{' ✓' if cell.wins else ''}"
 
 
-def percent(share: float) -> str:
-    return f"{share:.0%}".replace("%", " %")
-
-
 def interval(one: Interval) -> str:
     """ "93 % [88, 97]" """
-    return f"{percent(one.mean)} [{one.low * 100:.0f}, {one.high * 100:.0f}]"
+    low, high = (percent(end).removesuffix(" %") for end in one[1:])
+    return f"{percent(one.mean)} [{low}, {high}]"
 
 
 def points(one: Interval) -> str:

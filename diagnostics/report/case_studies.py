@@ -32,6 +32,7 @@ from diagnostics.records.probes import as_asked
 from diagnostics.report.headline import MARKS
 from diagnostics.report.languages import Language, as_written
 from diagnostics.report.style import heat_gradient
+from diagnostics.report.verdict_cards import TOLD_TO, TRAINED_ON
 from finetune.percent import percent_words
 
 GUARDS = ("retention", "neighbour")
@@ -104,7 +105,7 @@ def _case_of(
 ) -> CaseStudy | None:
     """The case of one group, None if no answer was wrong. ``group``: its entry in comparison.json."""
     judged = group["enrichment"]
-    layer = judged["layer"] if judged is not None else members[0].layers[-1].layer
+    layer = judged["layer"] if judged is not None else _last_layer(members[0])
     pair = _representative(members, layer, language)
     if pair is None:
         return None
@@ -116,6 +117,12 @@ def _case_of(
         beside=_beside(pair, pairs, layer),
         samples=_matching(pair, samples),
     )
+
+
+def _last_layer(pair: ProbePair) -> int:
+    """The last key layer in which attention was not trained on, where there is one."""
+    layers = [one.layer for one in pair.layers]
+    return ([layer for layer in layers if not pair.is_trained_on(layer)] or layers)[-1]
 
 
 def _misleading(pair: ProbePair, group: Mapping[str, Any]) -> str | None:
@@ -229,8 +236,11 @@ def _legend(case: CaseStudy, top: float) -> str:
     boxes = "" if region is None else f'<span><i class="box judged"></i>{as_written(region)}</span>'
     if case.misleading is not None:
         boxes += f'<span><i class="box other"></i>{as_written(case.misleading)}</span>'
+    if case.pair.is_trained_on(case.layer):
+        boxes += f"<span>{TOLD_TO}</span>"
+    trained = f", {TRAINED_ON}" if case.pair.is_trained_on(case.layer) else ""
     return (
-        f'<div class="legend"><span>attention, layer {case.layer}: 0</span><span class="ramp" '
+        f'<div class="legend"><span>attention, layer {case.layer}{trained}: 0</span><span class="ramp" '
         f'style="background:{heat_gradient()}"></span><span>{end_words(top)} times the even share</span>{boxes}</div>'
     )
 

@@ -166,6 +166,7 @@ _CASES = {
     "answers that had to stay right broke": "本该保持正确的回答被破坏了",
     "no questions with the opposite answer guard it": "没有答案相反的问题作护栏",
     "attention, layer {n:n}: 0": "注意力，第 {n} 层：0",
+    "attention, layer {n:n}, trained on: 0": "注意力，第 {n} 层，受过训练：0",
     "{n:n} times the even share": "均匀分布的 {n} 倍",
     "More of this case": "这个例子的更多内容",
     "Of the answers that went from wrong to right, this is one of those nearest to their medians in margin, attention "
@@ -275,6 +276,13 @@ _CARDS = {
         "对该区域的注意力变化超出偶然的头（已按全部受检的头校正）。"
     ),
     "layer {n:n}, head {h:n}: {a:n} on the region": "第 {n} 层第 {h} 头：对该区域 {a}",
+    "layer {n:n}, head {h:n} (trained on): {a:n} on the region, {b:n} on random places": (
+        "第 {n} 层第 {h} 头（受过训练）：对该区域 {a}，对随机位置 {b}"
+    ),
+    "layer {n:n}, head {h:n} (trained on): {a:n} on the region": "第 {n} 层第 {h} 头（受过训练）：对该区域 {a}",
+    "“Trained on”: attention was trained on in this layer, so it looks where it was told to.": (
+        "“受过训练”：训练直接约束了这一层的注意力，所以它看向被要求看的地方。"
+    ),
     "… and {n:n} more in comparison.json": "……其余 {n} 个见 comparison.json",
     "the relation": "关系",
     "Expect weak signals: spatial order is often read from the background. × is a multiple of the area's share.": (
@@ -341,6 +349,7 @@ _REASONS = {
     "{l:t}, each chosen on one half of the pictures and judged on the other": "{l}，各在一半图片上选出、在另一半上判断",
     "{l:t}, chosen on each half of the pictures for the other": "{l}，在两半图片上互相选出",
     "layer {n:n}": "第 {n} 层",
+    "layer {n:n}, trained on": "第 {n} 层，受过训练",
     "layers {n:l}": "第 {n} 层",
     "; {w:t}; in {l:t} attention left the region. {trained:t}": "；{w}；在{l}，注意力离开了该区域。{trained}",
     "; {w:t}; in {l:t} attention left the region.": "；{w}；在{l}，注意力离开了该区域。",
@@ -789,6 +798,11 @@ _DIAGNOSIS = {
     "<b>{a:n}</b> told apart where words are read from": "读出文字之处可区分 <b>{a}</b>",
     "<b>{a:n}</b> of the margin moves when it is hidden": "遮住后差距变化 <b>{a}</b>",
     "{a:n} of the answers are right ({i:i}; at least {b:n} must be).": "{a} 的回答正确（{i}；至少需 {b}）。",
+    "{a:n} of the answers are right, {e:n} with each picture counted once ({i:i} of these; at least {b:n} of both must "
+    "be).": "{a} 的回答正确，每张图片计一次则为 {e}（后者的{i}；两者都至少需 {b}）。",
+    "Attention was trained on in this layer: it looks where it was told to.": (
+        "训练直接约束了这一层的注意力：它看向被要求看的地方。"
+    ),
     "No probe has a foil; {n:n} on as many pictures are needed.": "没有探针带错误答案；需要 {n} 个图片各不相同的探针。",
     "{n:n} pictures with a foil; {m:n} are needed, {k:n} more.": "{n} 张图片带错误答案；需要 {m} 张，还差 {k} 张。",
     "With the margin shifted by one number ({m:n} nats towards {a}), chosen on other pictures, {v:n} of both answers are "

@@ -28,6 +28,9 @@ CURVE = {
     "One seed: another draw of the samples may need more or fewer.": "一个随机种子：换一批样本，所需数量可能更多或更少。",
     "Bars are 95 % intervals: of a share, and of the change from the base. The square is the base. Filled points have a "
     "verdict that holds.": "竖线是 95% 置信区间（比例本身，或相对基础模型的变化）。方块是基础模型。实心点的结论成立。",
+    "Where probes share pictures, right answers are drawn with each picture counted once.": (
+        "若多个探针共用图片，答对比例按每张图片计一次绘出。"
+    ),
     "How many samples?": "需要多少样本？",
     "samples": "样本数",
     "verdict": "结论",
@@ -146,9 +149,16 @@ KEEP = {
     "layers, with FastV in those after its layer. Positions stay as they were.": (
         "每个探针只用一部分图像词元重新提问；其余词元在所有语言层中对任何词元都不可见（FastV 则在其层之后）。位置编码不变。"
     ),
-    "Right: the right answer has the higher score than the wrong one. Intervals: 95 %, drawn by picture. Differences are of "
+    "Of a picture padded to a square the tokens of its margins are dropped wherever anything is.": (
+        "若图片被补成正方形，只要丢弃任何词元，其补边的词元也一并丢弃。"
+    ),
+    "Right: log p of the right answer, through the end of the turn, is above that of the wrong one, by a margin in nats; no "
+    "answer is generated.": (
+        "正确：正确答案（直到该轮结束）的 log p 高于错误答案，其差即为差距（nats）；不生成回答。"
+    ),
+    "Intervals: 95 %, drawn by picture. Differences are of "
     "the same probes, and their p is adjusted for every order by attention and every share (Holm).": (
-        "正确：正确答案的得分高于错误答案。区间：95%，按图片重抽样。差异取自相同探针，p 值对每种注意力排序和每个比例作 Holm 校正。"
+        "区间：95%，按图片重抽样。差异取自相同探针，p 值对每种注意力排序和每个比例作 Holm 校正。"
     ),
     "Still right: of the answers that are right with all image tokens. Region: which part of the named region's cells is "
     "among those kept.": "仍正确：在用全部图像词元时正确的回答中。区域：指定区域的格子有多少被保留。",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diagnostics.comparison.curve import headline
+from diagnostics.comparison.legs.leg import percent, whole_percent
 from diagnostics.report.languages import SWITCH_PLACE, TAGS, Language, in_both_languages, translated
 from diagnostics.report.page import TEMPLATE
 from diagnostics.report.verdict_cards import pill
@@ -48,7 +49,7 @@ def curve_html(
         f'<p class="lead">{_e(lead(content))}</p>',
         f'<section class="chart curve">{"".join(_chart(title, *one) for one in charts.items())}</section>',
         '<p class="note">Bars are 95 % intervals: of a share, and of the change from the base. The square is the base. '
-        "Filled points have a verdict that holds.</p>",
+        f"Filled points have a verdict that holds.{_by_picture(content['groups'])}</p>",
         "<h2>How many samples?</h2>",
         *(_group(name, group, content) for name, group in content["groups"].items()),
         _limits(content),
@@ -59,6 +60,12 @@ def curve_html(
         f"<style>{_style()}{STYLE}</style></head><body><main>" + "\n".join(parts) + "</main></body></html>\n"
     )
     return in_both_languages(page, opens)
+
+
+def _by_picture(groups: Mapping[str, Any]) -> str:
+    if all(group["base"].get("pictures_right") is None for group in groups.values()):
+        return ""
+    return " Where probes share pictures, right answers are drawn with each picture counted once."
 
 
 def _chart(title: str, language: Language, png: bytes) -> str:
@@ -92,7 +99,7 @@ def rows_of(group: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The base and each run of a group, as cells of ``HEAD``."""
     base = group["base"]
     before = (
-        _percent(base["right"], None),
+        _right({**base, "right_ci95": None}),
         _number(base["enrichment"], None),
         _number(base["cost_nats"], None),
     )
@@ -144,7 +151,7 @@ def neighbour_words(group: Mapping[str, Any]) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:+.1f} %"
+    return percent(value, signed=True)
 
 
 def _nats(value: float) -> str:
@@ -166,8 +173,12 @@ def _limits(content: Mapping[str, Any]) -> str:
 def _percent(value: float | None, interval: Sequence[float] | None) -> str:
     if value is None:
         return "–"
-    ends = "" if interval is None else f" [{interval[0]:.0%}, {interval[1]:.0%}]"
-    return f"{100 * value:.1f}".removesuffix(".0") + f" %{ends}"
+    return percent(value) + _ends(interval)
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    """ " [75 %, over 99.9 %]"."""
+    return "" if interval is None else f" [{', '.join(map(whole_percent, interval))}]"
 
 
 def _right(point: Mapping[str, Any]) -> str:
@@ -175,8 +186,8 @@ def _right(point: Mapping[str, Any]) -> str:
     by_picture, interval = point.get("pictures_right"), point["right_ci95"]
     if by_picture is None or point["right"] is None:
         return _percent(point["right"], interval)
-    ends = "" if interval is None else f" [{interval[0]:.0%}, {max(interval[1], by_picture):.0%}]"
-    return f"{_percent(point['right'], None)}, {_percent(by_picture, None)} by picture{ends}"
+    ends = None if interval is None else (interval[0], max(interval[1], by_picture))
+    return f"{percent(point['right'])}, {percent(by_picture)} by picture{_ends(ends)}"
 
 
 def _number(value: float | None, interval: Sequence[float] | None) -> str:

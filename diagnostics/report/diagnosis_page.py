@@ -49,6 +49,7 @@ PAGE = Path(__file__).with_name("diagnosis_template.html")
 WIDTH = 480
 ORANGE = (255, 159, 67)
 CASES_MAX = 3
+TOLD_TO = "Attention was trained on in this layer: it looks where it was told to."
 
 
 class _Words(NamedTuple):
@@ -120,7 +121,8 @@ def diagnosis_html(diagnosis: Diagnosis, probes: Sequence[Probe], *, language: L
         "STYLE": _report_style(),
         "HEADLINE": _headline(diagnosis),
         "LEAD": f"{as_written(diagnosis.model)}, {as_written(diagnosis.family)}; "
-        f"<span>{count(len(probes), 'probe')}.</span>",
+        f"<span>{count(len(probes), 'probe')}.</span>"
+        + (f" <span>{html.escape(diagnosis.trained, quote=False)}</span>" if diagnosis.trained else ""),
         "CASES": "\n".join(cases),
         "CARDS": "\n".join(cards),
     }
@@ -197,13 +199,13 @@ def _sentences(group: GroupDiagnosis, probe: Probe) -> tuple[str, str, str]:
 
 
 def _right_words(group: GroupDiagnosis) -> str:
-    """The share of right answers, and of pictures where that is less, which the test of the answers then cites."""
-    right, test = group.evidence.accuracy, group.evidence.tests.get(ANSWERS)
+    """The share of right answers; where probes share pictures also of pictures: the smaller of both is judged."""
+    right, of_pictures = group.evidence.accuracy, group.evidence.pictures_right
     if right is None:
         return ""
-    if test is None or test.value is None or percent(test.value) == percent(right):
+    if of_pictures is None:
         return f" {percent(right)} are right."
-    return f" {percent(right)} are right, {percent(test.value)} with each picture counted once."
+    return f" {percent(right)} are right, {percent(of_pictures)} with each picture counted once."
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -223,6 +225,8 @@ def _pictures(pair: ProbePair, group: GroupDiagnosis) -> str:
     words = f"Layer {layer.layer}: brighter is more attention."
     if pair.region is not None:
         words += f" White: {as_written(pair.region)}."
+    if pair.is_trained_on(layer.layer):
+        words += f" {TOLD_TO}"
     if decides is not None and decides in pair.probe.regions:
         outline_boxes(panel, pair.probe.regions[decides], picture.size, ORANGE, 2)
         words += f" Orange: {as_written(decides)}, which decides."
@@ -248,8 +252,10 @@ def _pictures(pair: ProbePair, group: GroupDiagnosis) -> str:
 
 
 def _shown_layer(pair: ProbePair, layer: int | None) -> LayerPair:
-    """The key layer that the test of attention cites, else the last."""
-    return next((one for one in pair.layers if one.layer == layer), pair.layers[-1])
+    """The key layer that the test of attention cites; else the last, if possible of those in which attention was not
+    trained on."""
+    untrained = [one for one in pair.layers if not pair.is_trained_on(one.layer)]
+    return next((one for one in pair.layers if one.layer == layer), (untrained or pair.layers)[-1])
 
 
 def chain_svg(stage: str | None) -> str:

@@ -301,7 +301,7 @@ def _numbers(text: str) -> str:
     """Chinese sets no space before %: "41 %" → "41%"; "3 to 5 %" → "3 至 5%"; "under 0.1 %" → "不到 0.1%"."""
     text = _BOUND.sub(lambda bound: {"under": "不到", "over": "超过"}[bound[1]] + " ", text)
     return re.sub(
-        r"(?<=\d) to (?=[-+−\d])", " 至 ", re.sub(r"(?<=\d) %", "%", text).replace("% to ", "% 至 ")
+        r"(?<=\d) to (?=[-+−\d不超])", " 至 ", re.sub(r"(?<=\d) %", "%", text).replace("% to ", "% 至 ")
     )
 
 
@@ -313,11 +313,12 @@ class _List(NamedTuple):
 
 
 _LISTS = {"l": _List(", | and ", "、"), "s": _List("; ", "；"), "p": _List(r", (?=[a-z])", "，")}
-_BOUND = re.compile(r"\b(under|over) (?=\d)")
+_BOUND = re.compile(r"\b(under|over) (?=[-+−]?\d)")
 _PLACE = re.compile(r"\{(\w+)(?::(\w))?\}")
 _VALUES = {
-    "n": r"(?:under |over )?[-+−–]?\d(?:[\d.,e+\-× %–→]|(?:under|over) (?=\d))*?(?: to [-+−]?[\d.,]+ ?%?)?",
-    "i": r"[\d.]+ % interval \S+(?: %)? to \S+(?: %)?|the same on every picture",
+    "n": r"(?:under |over )?[-+−–]?\d(?:[\d.,e+\-× %–→]|(?:under|over) (?=[-+−]?\d))*?"
+    r"(?: to (?:under |over )?[-+−]?[\d.,]+ ?%?)?",
+    "i": r"[\d.]+ % interval (?:under |over )?\S+(?: %)? to (?:under |over )?\S+(?: %)?|the same on every picture",
 }
 
 

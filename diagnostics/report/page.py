@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -40,7 +40,7 @@ from diagnostics.report.case_studies import TrainingSample, case_html, choose_ca
 from diagnostics.report.headline import headline, headline_html
 from diagnostics.report.languages import Language, as_written, filled, for_script, in_both_languages
 from diagnostics.report.style import TEMPLATE
-from diagnostics.report.verdict_cards import verdict_card, warnings
+from diagnostics.report.verdict_cards import TOLD_TO, TRAINED_ON, verdict_card, warnings
 from finetune.families.parts.coverage import region_coverage
 
 Json = dict[str, Any]
@@ -86,8 +86,8 @@ def report_html(
         "CASES": "\n".join(case_html(case, groups[case.group]) for case in cases),
         "VERDICTS": "\n".join(verdict_card(name, group) for name, group in groups.items()),
         "MARGIN_CHARTS": margin_charts({name: _margins(members) for name, members in _scored(pairs).items()}),
-        "FOREST": forest(groups),
-        "TIME": _time(comparison.get("series"), comparison.get("onset")),
+        "FOREST": _forest(groups),
+        "TIME": _time(comparison.get("series"), comparison.get("onset"), groups),
         # "</script>" inside a question would end the data; JSON may write "<" as an escape.
         "DATA": json.dumps(_data(comparison, pairs, with_time), ensure_ascii=False, allow_nan=False).replace(
             "<", "\\u003c"
@@ -117,7 +117,34 @@ def _margins(pairs: Sequence[ProbePair]) -> list[tuple[float, float]]:
     return [(pair.before.scores.margin_nats or 0.0, pair.after.scores.margin_nats or 0.0) for pair in pairs]
 
 
-def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> str:
+def _trained_on(group: Mapping[str, Any]) -> set[int]:
+    """Key layers in which attention was trained on; none in files of earlier versions, which do not say."""
+    return {one["layer"] for one in group["enrichment_by_layer"] if one.get("trained_on")}
+
+
+def _layer_words(layer: int | str, trained: Collection[int]) -> str:
+    return f"layer {layer}, {TRAINED_ON}" if int(layer) in trained else f"layer {layer}"
+
+
+def _forest(groups: Mapping[str, Any]) -> str:
+    """``forest``, with the layers marked in which attention was trained on, and a line that says what this means."""
+    marked = {
+        name: {
+            **group,
+            "enrichment_by_layer": [
+                {**one, "layer": _layer_words(one["layer"], _trained_on(group)).removeprefix("layer ")}
+                for one in group["enrichment_by_layer"]
+            ],
+        }
+        for name, group in groups.items()
+    }
+    told = f'<p class="note">{TOLD_TO}</p>' if any(map(_trained_on, groups.values())) else ""
+    return forest(marked) + told
+
+
+def _time(
+    series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None, groups: Mapping[str, Any]
+) -> str:
     """Charts over checkpoints, of what was measured; nothing with fewer than three."""
     if series is None or len(series["steps"]) < TIME_STEPS_MIN:
         return ""
@@ -125,7 +152,9 @@ def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> 
     right = [Line(name, values, own=True) for name, values in series["accuracy"].items()]
     drift = [Line(f"layer {layer}", values) for layer, values in series["drift_jsd_nats"].items()]
     attention = {
-        name: [Line(f"layer {layer}", values) for layer, values in by_layer.items()]
+        name: [
+            Line(_layer_words(layer, _trained_on(groups[name])), values) for layer, values in by_layer.items()
+        ]
         for name, by_layer in series["enrichment"].items()
     }
     ends = shared_ends(list(attention.values()))
@@ -184,13 +213,15 @@ def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: 
     """What the page's script draws: pictures, maps, and the texts of each probe."""
     judged = [group["enrichment"]["layer"] for group in comparison["groups"].values() if group["enrichment"]]
     layers = comparison["key_layers"]
+    trained = set[int]().union(*map(_trained_on, comparison["groups"].values()))
+    untrained = [layer for layer in layers if layer not in trained]
     trajectories = (comparison.get("series") or {}).get("trajectories", {}) if evolution is not None else {}
     chosen = [] if evolution is None else evenly_chosen(len(evolution.steps), SLIDER_STEPS_MAX)
     return {
         "words": for_script(script_words()),
         "groups": list(comparison["groups"]),
         "layers": layers,
-        "start_layer": judged[0] if judged else layers[-1],
+        "start_layer": judged[0] if judged else (untrained or layers)[-1],
         "heat": _base64(heat_colours().tobytes()),
         "swing": _base64(difference_colours().tobytes()),
         "box": PICTURE_BOX,

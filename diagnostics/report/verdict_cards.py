@@ -19,6 +19,10 @@ from diagnostics.report.languages import as_written
 from finetune.percent import percent_words
 
 HEADS_LISTED, LAYERS_LISTED = 6, 6
+TRAINED_ON = "trained on"
+TOLD_TO = (
+    f"“{TRAINED_ON.capitalize()}”: attention was trained on in this layer, so it looks where it was told to."
+)
 _KINDS = {HOLDS: "good", FAILS: "bad", NOT_MEASURED: "unmeasured"}
 _WAYS = {
     "occlusion_nats": "hiding it in the picture",
@@ -328,9 +332,12 @@ def _heads(group: Mapping[str, Any]) -> str:
     if not heads or not heads["tested"]:
         return ""
     listed = "".join(
-        f"<li>layer {one['layer']}, head {one['head']}: {percent_words(one['before'])} → "
+        f"<li>layer {one['layer']}, head {one['head']}{_trained_mark(one)}: {percent_words(one['before'])} → "
         f"{percent_words(one['after'])} on the region{_on_random(one)}</li>"
         for one in sorted(heads["significant"], key=lambda one: one["p_adjusted"])[:HEADS_LISTED]
+    )
+    told = (
+        f'<p class="size">{TOLD_TO}</p>' if any(one.get("trained_on") for one in heads["significant"]) else ""
     )
     rest = heads["count"] - min(heads["count"], HEADS_LISTED)
     listed += f"<li>… and {rest} more in comparison.json</li>" if rest else ""
@@ -340,8 +347,12 @@ def _heads(group: Mapping[str, Any]) -> str:
         "all heads tested."
         if heads.get("over_random_places")
         else "Heads whose attention on the region changed beyond chance, adjusted for all heads tested.",
-        f"<ul>{listed}</ul>" if listed else "",
+        (f"<ul>{listed}</ul>" if listed else "") + told,
     )
+
+
+def _trained_mark(one: Mapping[str, Any]) -> str:
+    return f" ({TRAINED_ON})" if one.get("trained_on") else ""
 
 
 def _on_random(head: Mapping[str, Any]) -> str:

@@ -219,6 +219,19 @@ def test_a_certain_change_below_five_percent_is_no_move(tmp_path):
     assert findings(group)["a key layer moved"] is False
 
 
+def test_a_change_whose_mean_and_ranks_point_different_ways_is_no_move(tmp_path):
+    """In layer 3 attention falls a little on 22 of 24 pictures, and rises fivefold on 2."""
+    down, up = (
+        flat(pairs_of(tmp_path, towers=Made(region=((3.0, 3.0), (3.0, after)), noise=0.001)))
+        for after in (2.9, 15.0)
+    )
+    group = comparison_of([(up if at < 2 else down)[at] for at in range(24)])["groups"]["towers"]
+    in_layer_3 = group["enrichment_by_layer"][1]
+    assert in_layer_3["p_adjusted"] < 0.05 and in_layer_3["relative_change"]["mean"] > 0.05
+    assert in_layer_3["direction"] == 0 and not findings(group)["a key layer moved"]
+    assert not findings(group)["attention moved"] and "attention moved" not in looked_at_again(group, down)
+
+
 def test_fresh_probes_bear_a_change_out_or_not(tmp_path):
     group, pairs = group_of(tmp_path)
     alike = looked_at_again(group, pairs)

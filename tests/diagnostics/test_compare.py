@@ -24,6 +24,7 @@ from diagnostics.records.probes import Relation, write_probes
 from diagnostics.records.record import AttentionRecord, Intervention
 from finetune.model import look_file, seen_file
 from finetune.model.checkpoint import load
+from tests.diagnostics.comparison.legs.test_answers import FEW_PICTURES_WRONG, on_shared_pictures
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, records, run_folder
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
@@ -165,7 +166,7 @@ def test_the_command_compares_folders_of_records(tmp_path: Path, capsys: pytest.
     folders = ["--before", str(attention / "step-000000"), "--after", str(attention / "step-000010")]
     main([*folders, "--output_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "0.0% → 100.0%" in printed and "sphere-building: corrected" in printed
+    assert "0 % → 100 %" in printed and "sphere-building: corrected" in printed
     assert str(tmp_path / "out" / "comparison" / "index.html") in printed
     comparison = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
     assert set(comparison) == {
@@ -274,6 +275,11 @@ def test_the_table_lines_up_chinese(tmp_path: Path) -> None:
     of = [replace(probe, group="球体建筑") if probe.regions else probe for probe in probes(tmp_path)]
     lines = table(comparison_of(pair_all(of, records(of, 0), records(of, 10)))).splitlines()
     assert lines[2].startswith("球体建筑   3") and lines[3].startswith("retention  3")
+
+
+def test_the_table_has_both_shares_where_probes_share_pictures(tmp_path: Path) -> None:
+    shared = table(comparison_of(on_shared_pictures(tmp_path, *FEW_PICTURES_WRONG)))
+    assert "  0 % → 70 %, 92.9 % by picture  " in shared
 
 
 def test_the_table_has_a_mark_for_each_leg_and_says_what_they_are(tmp_path: Path) -> None:

@@ -105,26 +105,40 @@ def unseen(pairs: Sequence[ProbePair]) -> Unseen:
     if not trained:
         return _that_see(members, "")
     if any(getattr(pair, side).supervised_connector for pair in members for side in SIDES):
-        return Unseen(
-            (),
-            f"Attention was trained on in {_layers(trained)} and in the resampler, through which every layer looks at "
-            "the picture: where it looks is what it was told to.",
-        )
+        return Unseen((), supervision_words(trained, connector=True))
     left = [
         replace(pair, layers=tuple(one for one in pair.layers if one.layer not in trained))
         for pair in members
         if not any(getattr(pair, side).supervised_picture for side in SIDES)
     ]
     judged = [pair for pair in left if pair.layers]
-    seen = len(members) - len(left)
-    pictures = f" and on {seen} of these probes' pictures" if seen else ""
-    sentence = f"Attention was trained on in {_layers(trained)}{pictures}"
-    if not judged:
-        every = "every layer" if left else "every picture"
-        return Unseen(
-            (), f"{sentence}, {every} that could be judged: where it looks there is what it was told to."
+    nothing_left = "" if judged else "every layer" if left else "every picture"
+    sentence = supervision_words(trained, pictures=len(members) - len(left), nothing_left=nothing_left)
+    return _that_see(judged, sentence) if judged else Unseen((), sentence)
+
+
+def supervision_words(
+    layers: Sequence[int], *, connector: bool = False, pictures: int = 0, nothing_left: str = ""
+) -> str:
+    """Where attention was trained on, and what of it is judged.
+
+    layers        language layers, at least one
+    connector     so was the resampler's
+    pictures      of these probes, on which it was
+    nothing_left  "every layer" or "every picture", where none is left to be judged; "" where some are
+    """
+    sentence = f"Attention was trained on in {_layers(layers)}"
+    if connector:
+        return (
+            f"{sentence} and in the resampler, through which every layer looks at the picture: where it looks is what "
+            "it was told to."
         )
-    return _that_see(judged, f"{sentence}; it is judged only where it was not.")
+    sentence += f" and on {pictures} of these probes' pictures" if pictures else ""
+    if nothing_left:
+        return (
+            f"{sentence}, {nothing_left} that could be judged: where it looks there is what it was told to."
+        )
+    return f"{sentence}; it is judged only where it was not."
 
 
 def _that_see(pairs: Sequence[ProbePair], sentence: str) -> Unseen:

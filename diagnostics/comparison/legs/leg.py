@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from diagnostics.measures.statistics import Interval
+from finetune.percent import percent_words
 
+_BELOW_ZERO = {"under": "over", "over": "under"}  # bounds of a size, said of a number below 0
 NO_SPREAD = "the same on every picture"
 """What an interval says whose ends do not differ."""
 
@@ -47,9 +49,21 @@ def too_few(threshold: float, what: str, images: int, probes: int, least: int) -
 
 
 def percent(share: float, *, signed: bool = False) -> str:
-    """0.4129 → "41.3 %"."""
-    text = f"{100 * share:{'+' if signed else ''}.1f}".removesuffix(".0")
-    return f"{'0' if text in ('-0', '+0') else text} %"
+    """0.4129 → "41.3 %", signed "+41.3 %"; 0.9996 → "over 99.9 %", -0.0003 → "over -0.1 %": ``percent_words``."""
+    words = percent_words(abs(share))
+    if words == "0 %":
+        return words
+    sign = "-" if share < 0 else "+" if signed else ""
+    first, _, rest = words.partition(" ")
+    if first not in _BELOW_ZERO:
+        return f"{sign}{words}"
+    return f"{_BELOW_ZERO[first] if share < 0 else first} {sign}{rest}"
+
+
+def whole_percent(share: float) -> str:
+    """0.4129 → "41 %"; "0 %" and "100 %" are none and all: 0.004 → "0.4 %", 0.9996 → "over 99.9 %"."""
+    words = f"{share:.0%}".replace("%", " %")
+    return percent(share) if words in ("0 %", "-0 %", "100 %", "-100 %") else words
 
 
 def percent_interval(interval: Interval | tuple[float, float], level: float) -> str:

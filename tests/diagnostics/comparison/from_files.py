@@ -490,6 +490,12 @@ def left_to_judge(pairs: list[Pair]) -> tuple[list[Pair], list[int]]:
     return left, [row for row in rows if sees(left, row)]
 
 
+def was_told(pairs: list[Pair], layer: int) -> bool:
+    """Did a loss on attention see this layer, or the resampler that it looks through?"""
+    headers = [side.header for pair in pairs for side in pair.sides]
+    return any(layer in header["supervised_layers"] or header["supervised_connector"] for header in headers)
+
+
 def sees(pairs: list[Pair], row: int) -> bool:
     """Is any attention on a region in this key layer, before or after?"""
     return any(times != 0 for pair in pairs for times in pair.times(row))
@@ -641,6 +647,7 @@ def enrichment(reading: Reading, chance: float) -> Json:
         **change(reading.before, reading.after, reading.pictures),
         "p_adjusted": chance,
         "relative_change": {"mean": reading.relative[0], "ci95": list(reading.relative[1:])},
+        "direction": one_way(reading.changes, reading.pictures),
         "median_factor": reading.median,
         "leads": reading.leads,
         "effect_size": reading.effect,
@@ -661,7 +668,9 @@ def key_layer(pairs: list[Pair], row: int, chance: float) -> Json:
         **change(before, after, pictures),
         "p_adjusted": chance,
         "relative_change": {"mean": mean, "ci95": [low, high]},
+        "direction": one_way(changes, pictures),
         "effect_size": d_z(changes, pictures),
+        "trained_on": was_told(pairs, layer),
         **beside(pairs, [row] * len(pairs)),
     }
 
@@ -710,6 +719,7 @@ def heads(pairs: list[Pair], chances: dict[tuple[int, int], float], asked: Json)
                     "lead": None if random is None else float(lead.mean()),
                     "random": None if random is None else both(random[:, :, row, head].T),
                     "p_adjusted": p,
+                    "trained_on": was_told(pairs, attending[row]),
                     "effect_size": d_z(lead, _pictures(pairs)),
                 }
             )

@@ -202,6 +202,11 @@ def test_the_share_of_pictures_is_read_where_a_comparison_has_it(tmp_path: Path)
     accuracy = content["groups"]["towers"]["accuracy"]
     del accuracy["pictures_right"]
     check_comparison(content, "run")
+    run = CurvePoint(0.25, None, 100, 400, 50, content, "run")
+    assert curve_of([run], images(content))["towers"]["points"][0]["right_ci95"] == accuracy["after_ci95"]
+    accuracy["images"] = 2  # an interval of pictures, whose share is not there
+    (shown,) = curve_of([run], images(content))["towers"]["points"]
+    assert shown["pictures_right"] is None and shown["right_ci95"] is None
     accuracy["pictures_right"] = {"before": 0.0, "after": "most"}
     with pytest.raises(ValueError, match=r"run: groups\.towers\.accuracy\.pictures_right: found an object"):
         check_comparison(content, "run")

@@ -62,7 +62,16 @@ def test_the_table_of_tensorboard_has_a_row_for_each_group():
     assert rows[4].startswith("| rooms | 10 % | right |") and len(rows) == 5
 
 
-@pytest.mark.parametrize(("share", "words"), [(0.004, "0.4 %"), (0.996, "99.6 %"), (1.0, "100 %")])
+def test_what_attention_was_trained_on_before_is_said_first():
+    told = "Attention was trained on in layer 3; it is judged only where it was not."
+    found = replace(diagnosis(towers=NOT_SEEN), trained=told)
+    assert next(lines(found, {"vision"})) == f"diagnosis: {told}"
+    assert markdown(found, {"vision"}).endswith(f" |\n\n{told}")
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.004, "0.4 %"), (0.996, "99.6 %"), (0.9996, "over 99.9 %"), (1.0, "100 %")]
+)
 def test_the_table_says_all_only_of_all(share: float, words: str):
     found = diagnosis(rooms=RIGHT)
     one = found.groups["rooms"]

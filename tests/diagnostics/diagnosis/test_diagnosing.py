@@ -15,7 +15,7 @@ from diagnostics import diagnose as program
 from diagnostics.diagnosis import Thresholds, diagnose_model
 from diagnostics.diagnosis.cases import Case, SideCase
 from diagnostics.diagnosis.contrasts import contrast_of
-from diagnostics.diagnosis.diagnosing import ASKED, others_of
+from diagnostics.diagnosis.diagnosing import ASKED, key_layers_of, others_of
 from diagnostics.diagnosis.features import Features
 from diagnostics.diagnosis.leaning import one_shift
 from diagnostics.diagnosis.looking import attention_test, filling
@@ -26,6 +26,8 @@ from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, Measuremen
 from diagnostics.records.probes import Probe, groups_of, write_probes
 from diagnostics.report.diagnosis_page import chain_svg, diagnosis_html
 from diagnostics.report.languages import translated
+from finetune.model import look_file
+from finetune.model.look_file import Supervised
 from tests.diagnostics.report.test_languages import seen
 
 SIZE = (60, 40)
@@ -150,6 +152,52 @@ def test_layers_to_supervise_leave_those_that_are_judged(sound):
     assert others_of(replace(record, visual_share=share, layers=(2, 8))) == [0, 3, 5, 7]
     assert others_of(replace(record, visual_share=share[:4], layers=(0, 1, 2))) == [3]
     assert others_of(replace(record, visual_share=share[:2], layers=(1, 0))) == []
+
+
+def test_attention_that_was_trained_on_is_not_what_a_diagnosis_judges(
+    model, processor, probes, tmp_path, capsys, monkeypatch
+):
+    """look.json beside the weights: judged are other layers than it names, and table, page and file say so."""
+    write_probes(probes[:6], tmp_path / "probes.json")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    evenly = key_layers_of(model, None)
+    look_file.write(tmp_path / "model", evenly[-1:], None, weight=0.2, loss="mass", connector=False)
+    monkeypatch.setattr(program, "load", lambda name, **options: (model, processor))
+    found = program.diagnose(
+        str(tmp_path / "model"), tmp_path / "probes.json", tmp_path / "out", thresholds=FEW
+    )
+    words = f"Attention was trained on in layer {evenly[-1]}; it is judged only where it was not."
+    assert found.trained == words and f"\n{words}\n" in program.table(found)
+    content = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert content["attention_trained_on"] == {"layers": [evenly[-1]], "connector": False, "words": words}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert words in page and translated(words) in page
+    assert all(evenly[-1] not in one.layers for one in found.records.values())
+
+
+def test_key_layers_are_those_that_no_loss_saw_where_there_are_any(model):
+    evenly = key_layers_of(model, None)
+    everything = tuple(range(1 + max(evenly)))
+    assert (
+        key_layers_of(model, Supervised((), None))
+        == evenly
+        == key_layers_of(model, Supervised(everything, None))
+    )
+    left = key_layers_of(model, Supervised(evenly[:1], None))
+    assert left and evenly[0] not in left and set(left) <= set(everything)
+
+
+def test_a_map_of_a_layer_that_was_trained_on_says_so(sound, probes):
+    """Where no other layer is left to be shown."""
+    layers = next(iter(sound.records.values())).layers
+    records = {name: replace(one, supervised_layers=layers) for name, one in sound.records.items()}
+    told = "Attention was trained on in this layer: it looks where it was told to."
+    group = sound.groups["colours"]
+    unmeasured = replace(group, evidence=replace(group.evidence, layer=None))
+    made = replace(sound, records=records, groups={"colours": unmeasured})
+    assert told in diagnosis_html(made, probes) and translated(told)
+    assert told not in diagnosis_html(sound, probes)
 
 
 def test_no_english_sentence_is_left_in_the_chinese_page(sound, probes):

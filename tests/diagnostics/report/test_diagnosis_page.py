@@ -12,15 +12,18 @@ from diagnostics.report.languages import translated
 
 
 @pytest.mark.parametrize(
-    ("of_probes", "judged", "words"),
+    ("of_probes", "of_pictures", "words"),
     [
         (46 / 60, 11 / 25, "76.7 % are right, 44 % with each picture counted once."),
-        (0.7, 0.7, "70 % are right."),
+        (11 / 25, 46 / 60, "44 % are right, 76.7 % with each picture counted once."),
+        (0.7, None, "70 % are right."),
     ],
 )
-def test_the_share_that_is_judged_is_named(of_probes: float, judged: float, words: str) -> None:
-    leg = Leg(False, 60, judged, (0.2, 0.8), 0.8, "A reason.")
-    evidence = Evidence(60, 25, of_probes, {ANSWERS: leg})
+def test_both_shares_are_named_of_which_the_smaller_is_judged(
+    of_probes: float, of_pictures: float | None, words: str
+) -> None:
+    leg = Leg(False, 60, min(of_probes, of_pictures or 1.0), (0.2, 0.8), 0.8, "A reason.")
+    evidence = Evidence(60, 25, of_probes, {ANSWERS: leg}, pictures_right=of_pictures)
     found = _right_words(
         GroupDiagnosis(evidence, Stage(None, "Why."), Remedy("", (), "None are missing.", ""))
     )

@@ -166,8 +166,10 @@ def test_an_interval_of_pictures_stands_beside_their_share() -> None:
     shared = {**NO_RUN, "right": 0.7, "pictures_right": 26 / 28, "right_ci95": [0.765, 0.991]}
     point = {**shared, "samples": 24, "verdict": "corrected"}
     base = {"right": 0.1, "enrichment": 1.0, "cost_nats": 0.0}
-    assert rows_of({"base": base, "points": [point]})[1][1] == "70 %, 92.9 % by picture [76%, 99%]"
-    assert translated("70 %, 92.9 % by picture <i>[76%, 99%]</i>") == "70%，按图片计 92.9% <i>[76%, 99%]</i>"
+    assert rows_of({"base": base, "points": [point]})[1][1] == "70 %, 92.9 % by picture [76 %, 99 %]"
+    assert (
+        translated("70 %, 92.9 % by picture <i>[76 %, 99 %]</i>") == "70%，按图片计 92.9% <i>[76%, 99%]</i>"
+    )
 
 
 def studies(folder: Path) -> list[str]:

@@ -323,6 +323,27 @@ def test_older_comparisons_lack_the_newer_parts_and_are_drawn(tmp_path: Path) ->
     assert page.count('<article class="verdict">') == 2
 
 
+def test_layers_that_a_loss_told_where_to_look_are_marked_wherever_they_stand(tmp_path: Path) -> None:
+    """The last key layer was trained on: it is neither shown first nor told without a mark."""
+    of, _, pairs = small(tmp_path)
+    last = pairs[0].layers[-1].layer
+    told = [replace(one, after=replace(one.after, supervised_layers=(last,))) for one in pairs]
+    content = comparison_of(told)
+    content["series"] = series_of(of, evolution_of({step: records(of, step) for step in (0, 5, 10)}))
+    page = report_html(content, told)
+    assert (
+        f"<span>layer {last}, trained on</span>" in page and "“Trained on”: attention was trained on" in page
+    )
+    seen = [replace(one, after=replace(one.after, supervised_picture=True)) for one in told]
+    assert data(report_html(comparison_of(seen), seen))["start_layer"] == pairs[0].layers[-2].layer
+    chinese = report_page.report_html(content, told)
+    assert f"第 {last} 层，受过训练" in chinese and "“受过训练”：训练直接约束了这一层" in chinese
+    every = tuple(one.layer for one in pairs[0].layers)
+    told = [replace(one, after=replace(one.after, supervised_layers=every)) for one in pairs]
+    assert f"attention, layer {last}, trained on: 0" in report_html(comparison_of(told), told)
+    assert f"注意力，第 {last} 层，受过训练：0" in report_page.report_html(comparison_of(told), told)
+
+
 def test_a_card_shows_what_decides_which_heads_moved_and_how_many_probes_it_takes(tmp_path: Path) -> None:
     _, comparison, pairs = small(tmp_path)
     group = comparison["groups"]["sphere-building"]

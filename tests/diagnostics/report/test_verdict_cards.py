@@ -68,6 +68,20 @@ def test_heads_are_said_to_be_tested_as_they_are(tmp_path, has_random):
     assert ("on the region, 4.2 % → 4.2 % on random places" in card) == has_random
 
 
+@pytest.mark.parametrize("has_random", [True, False])
+def test_a_head_that_a_loss_told_where_to_look_is_marked(tmp_path, has_random):
+    pairs = []
+    for pair in flat(pairs_of(tmp_path, tower=Made())):
+        sides = [pair.before, replace(pair.after, supervised_layers=(3,))]
+        if not has_random:
+            sides = [replace(one, random_mass={}) for one in sides]
+        pairs.append(pair_records(pair.probe, *sides))
+    card = card_of(pairs)
+    assert "layer 3, head 0 (trained on): 12.5 % →" in card and "layer 1, head 0 (trained on)" not in card
+    assert "“Trained on”: attention was trained on in this layer, so it looks where it was told to." in card
+    assert "trained on" not in card_of(flat(pairs_of(tmp_path, tower=Made())))
+
+
 def test_the_smaller_end_of_a_relation_is_of_each_head(tmp_path):
     """One head looks at the subject, the other at the object: both means are above the mean of what each does less."""
     looks = {

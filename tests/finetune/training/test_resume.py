@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,13 @@ def started(work: Callable[[], int]) -> int:
         warnings.simplefilter("ignore")  # Python 3.12 warns of every fork
         child = os.fork()
     if child == 0:
-        os._exit(work())
+        status = 70
+        try:
+            status = work()
+        except BaseException:  # else the child would go on as a second run of the tests
+            traceback.print_exc()
+        finally:
+            os._exit(status)
     return child
 
 

@@ -227,6 +227,21 @@ def test_a_layer_that_only_a_few_probes_left_did_not_fall(tmp_path):
     assert {one["layer"] for one in named["significant"]} == {3}
 
 
+def test_layers_and_heads_that_a_loss_told_where_to_look_are_marked(tmp_path):
+    """Attention falls in both key layers; layer 3 was trained on."""
+    fell = flat(pairs_of(tmp_path, towers=Made(region=((9.0, 9.0), (3.0, 3.0)))))
+    told = supervised(fell, (3,))
+    group = comparison_of(told)["groups"]["towers"]
+    marked = {one["layer"]: one["trained_on"] for one in group["enrichment_by_layer"]}
+    assert marked == {1: False, 3: True}
+    assert {one["layer"]: one["trained_on"] for one in group["heads"]["significant"]}[3] is True
+    assert not any(one["trained_on"] for one in group["heads"]["significant"] if one["layer"] != 3)
+    assert looked(fell)[3] == [1, 3] and looked(told)[3] == [1]
+    through = [replace(one, after=replace(one.after, supervised_connector=True)) for one in told]
+    group = comparison_of(through)["groups"]["towers"]
+    assert all(one["trained_on"] for one in (*group["enrichment_by_layer"], *group["heads"]["significant"]))
+
+
 def test_a_layer_that_only_a_few_probes_turned_to_is_not_chosen(tmp_path):
     """Though more of the margin goes with it."""
     carried = {("layer", (1,)): 1.0, ("layer", (3,)): 2.4}
