@@ -164,6 +164,7 @@ def monitor(ready: Ready, writer: Any) -> Any:
         samples=[TrainingSample(*one) for one in shown],
         tb_writer=writer,
         reference=args.adaptation.lora_weight_path or args.model.model_name_or_path,
+        cache_dir=args.model.cache_dir,
         flags=run_file.values_of(args),
     )
 

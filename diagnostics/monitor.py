@@ -130,6 +130,7 @@ class AttentionMonitor(TrainerCallback):
     reference      where the untrained model is, folder or hub name: its attention is put back into the trained one, and
                    it is loaded a second time for that where memory allows. Not needed with a new adapter, which is
                    switched off instead; of an adapter that is trained further, the adapter's folder
+    cache_dir      where models of the hub were downloaded to, for ``reference``; None: to the hub's own place
     trackers       of "wandb", "swanlab", "mlflow", "trackio": those that get the same as TensorBoard; None: those that
                    the Trainer reports to (``report_to``)
     flags          of the run, for TensorBoard's HParams tab; None: the Trainer's arguments
@@ -170,6 +171,7 @@ class AttentionMonitor(TrainerCallback):
         tb_writer: Any | None = None,
         batch_size: int | None = None,
         reference: str | Path | None = None,
+        cache_dir: str | Path | None = None,
         trackers: Sequence[str] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> None:
@@ -206,6 +208,7 @@ class AttentionMonitor(TrainerCallback):
         self.tb_writer = tb_writer
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         self.reference = None if reference is None else str(reference)
+        self.cache_dir = None if cache_dir is None else str(cache_dir)
         if trackers is not None:
             from diagnostics.drawing.trackers import check_trackers
 
@@ -700,7 +703,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _at_hand(self, model: nn.Module) -> BeforeModel:
         if self.reference is not None and _adapter_folder(self.reference) is not None:
-            return loaded_beside(self.reference, model, base=_opened_from(model))
+            return loaded_beside(self.reference, model, base=_opened_from(model), cache_dir=self.cache_dir)
         if WITH_ADAPTER in self._name:
             raise NotAtHandError(
                 "the adapter was trained before, so the model without it is not the one that this training began "
@@ -715,7 +718,7 @@ class AttentionMonitor(TrainerCallback):
                 "there is no adapter to switch off, and nothing says where the untrained model is; give the monitor "
                 "reference=, its folder or name, or compare with python -m diagnostics.compare"
             )
-        return loaded_beside(self.reference, model)
+        return loaded_beside(self.reference, model, cache_dir=self.cache_dir)
 
     @property
     def _name(self) -> str:

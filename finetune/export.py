@@ -32,6 +32,7 @@ from transformers.utils import logging
 
 import finetune.families as families
 from finetune import fields, folder_lock
+from finetune.families.base import ignored_elsewhere
 from finetune.families.parts.modules import bare_model
 from finetune.files import (
     WriteError,
@@ -43,6 +44,7 @@ from finetune.files import (
     writing,
 )
 from finetune.model import adapters, checkpoint, look_file, seen_file, weights
+from finetune.model.run_data import LINEAGE_FILE, RUN_FILE, run_of
 from finetune.printable import printable
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import lineage, model_card, run_folder
@@ -61,6 +63,7 @@ KEEPING = (
     "Verdicts are of whole pictures. With fewer image tokens (`--keep_image_tokens` of the web demo) answers may be "
     "others: `python -m diagnostics.keep` measures it."
 )
+NAMED = "what the weights were trained on is in {}, which names data files of this machine"
 QUESTION = "What is in the picture, and where is it?"
 PICTURE_PIXELS = (93, 61)  # width and height, not square
 
@@ -169,6 +172,10 @@ def export(
     options = {**opening, "device": device}
 
     wanted = dtype or history.dtype
+    alone = None
+    if adapter is not None and _trains_biases(adapter):
+        say(f"opening its base alone in {_name(wanted)}: the adapter trains biases of the base itself")
+        alone = _base_logits(source, opened, options, wanted)
     say(f"opening {source} in {_name(wanted)}")
     model, processor = checkpoint.load(source, dtype=wanted, **options)
     is_other = (
@@ -177,7 +184,7 @@ def export(
     bare: Any = bare_model(model)
     stored: torch.dtype = bare.config.dtype
     before = logits(model, processor)
-    effect = _effect(model, processor, before)
+    effect = _effect(model, processor, before, alone)
 
     partial = _partial_folder(folder, say)
     try:
@@ -193,9 +200,12 @@ def export(
         four_bit = _against_four_bit(source, after, options, stored, say) if history.four_bit else None
         note = _note(effect, four_bit, trained_in_four_bit=history.four_bit, is_other=is_other)
         other_base = opened if is_other else None
-        _write_card(partial, model_card.Exported(Path(source), note, folder.resolve().name, other_base))
+        card = model_card.Exported(Path(source), note, folder.resolve().name, other_base)
+        _write_card(partial, card, processor)
         look_file.carry(partial, *origins)
         seen_file.carry(partial, *origins)
+        if lineage.carry(partial, source, base=None if adapter is None else opened):
+            say(NAMED.format(LINEAGE_FILE))
         folder_lock.release(partial)
         if folder.exists():
             folder.rmdir()
@@ -222,10 +232,10 @@ def export(
 
 def history_of(source: Path) -> History:
     """Precision and quantisation of the run that wrote ``source``."""
-    run = lineage.run_of(source)
+    run = run_of(source)
     if run is None:
         return History()
-    path = run / run_folder.RUN_FILE
+    path = run / RUN_FILE
     marks = fields.load(path, run_folder.RUN_SHAPE, required=("marks",), remedy="copy it again")["marks"]
     dtype = torch.bfloat16 if marks.get("bf16") else torch.float16 if marks.get("fp16") else torch.float32
     return History(dtype, bool(marks.get("q_lora")))
@@ -300,25 +310,53 @@ def _note(
     return f"{note} {KEEPING}"
 
 
-def _write_card(folder: Path, exported: model_card.Exported) -> None:
+def _write_card(folder: Path, exported: model_card.Exported, processor: Any) -> None:
     """As of the run that trained the weights, with what they were trained on before. A verdict is carried over: the
     logits are the same."""
     source = exported.weights
-    run = lineage.run_of(source) or source
+    run = lineage.recorded_run_of(source) or source
     step = run_folder.step_of(source) if (source / run_folder.STATE_FILE).is_file() else None
-    config = checkpoint.load_config(folder)
-    model_card.write(folder, run=run, family=families.family_of(config).name, step=step, exported=exported)
+    family = families.family_of(checkpoint.load_config(folder))
+    model_card.write(
+        folder,
+        run=run,
+        family=family.name,
+        step=step,
+        exported=exported,
+        elsewhere=ignored_elsewhere(family, processor),
+    )
 
 
-def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens words"]) -> Difference | None:
+def _trains_biases(adapter: Path) -> bool:
+    """Does it hold biases of the base itself, which stay as trained when PEFT switches an adapter off?"""
+    return adapters.check_fields(adapter).get("bias", "none") != "none"
+
+
+def _base_logits(
+    source: str | Path, base: str, options: dict[str, Any], dtype: torch.dtype | None
+) -> Float[Tensor, "tokens words"]:
+    """Of the base alone, as the adapter's processor reads the prompt."""
+    cache_dir, device = options["cache_dir"], options["device"]
+    model, _ = checkpoint.load(base, dtype=dtype, device=device, cache_dir=cache_dir)
+    return logits(model, checkpoint.load_processor(source, cache_dir=cache_dir, base=base))
+
+
+def _effect(
+    model: nn.Module,
+    processor: Any,
+    adapted: Float[Tensor, "tokens words"],
+    alone: Float[Tensor, "tokens words"] | None,
+) -> Difference | None:
+    """What the adapter does to the base; None for a full model.
+
+    alone   logits of the base, where switching the adapter off does not give it back; None: it does
+    """
     if not isinstance(model, PeftModel):
         return None
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Careful, disabling adapter"
-        )  # trained biases stay active; that is intended
-        with model.disable_adapter():
-            return difference(adapted, logits(model, processor))
+    if alone is not None:
+        return difference(adapted, alone)
+    with model.disable_adapter():
+        return difference(adapted, logits(model, processor))
 
 
 def _write(model: nn.Module, processor: Any, folder: Path, max_shard_size: str) -> None:

@@ -26,7 +26,8 @@ from diagnostics.records.names import record_name
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
-from finetune.model.checkpoint import check, load, resolve
+from finetune.families.parts.processors import differing_settings
+from finetune.model.checkpoint import check, load, load_processor, resolve
 from finetune.model.folders import read
 from finetune.model.run_data import RunData
 
@@ -59,6 +60,25 @@ class Models:
         for source, folder in zip(self.sources, self.folders, strict=True):
             if folder is None:
                 check(source, base=self.base, allow_other_base=self.allow_other_base)
+
+    def processor_warning(self) -> str | None:
+        """One line where the processors of "before" and "after" have different settings: what is read through the
+        adapter's, or read differently. None where they have the same, and for records."""
+        if self.folders[0] is not None or self.folders[-1] is not None:
+            return None
+        before, after = (load_processor(one, base=self.base) for one in (self.sources[0], self.sources[-1]))
+        differing = ", ".join(differing_settings(before, after))
+        if not differing:
+            return None
+        if self._share_one_model():
+            return (
+                "Before and after are both read through the adapter's processor, whose settings are not the base's own "
+                f"({differing}): the base by itself may answer otherwise."
+            )
+        return (
+            f"Before and after are read through processors of other settings ({differing}): some of what differs may "
+            "come from them, not from training."
+        )
 
     def probe(
         self,

@@ -66,8 +66,12 @@ def records_of(
     calibration = read_probes(calibration_file) if calibration_file is not None else ()
     check_apart(calibration, probes)
     records: dict[int, Records] = {at: load_records(one) for at, one in enumerate(folders) if one is not None}
-    left_out = _left_out(records.values(), (*calibration, *probes))
-    for line in left_out:
+    processors = None if models is None else models.processor_warning()
+    warnings = (
+        *_left_out(records.values(), (*calibration, *probes)),
+        *([] if processors is None else [processors]),
+    )
+    for line in warnings:
         print(f"warning: {line}", flush=True)
     layers = _given_layers(key_layers, records.values())
     judged, why_not = probes, _why_not(folders, depth)
@@ -79,7 +83,7 @@ def records_of(
     if calibration_file is None:
         judged = _without_chosen_on(judged, folders, layers)
     ordered = tuple(records[at] for at in range(len(sources)))
-    return Found(judged, ordered, _steps(ordered, folders), why_not, left_out)
+    return Found(judged, ordered, _steps(ordered, folders), why_not, warnings)
 
 
 def _left_out(records: Iterable[Records], probes: Sequence[Probe]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from finetune.attention.watch import Watch
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
 from finetune.families.base import Tiles, TowerSequence
 from finetune.families.parts.modules import check_measurable
+from finetune.families.parts.processors import picture_settings
 from finetune.families.parts.tower import joined, patches_a_side
 from finetune.model.untouched import untouched
 
@@ -145,7 +146,7 @@ class Viewer:
         """Each tower layer's map over the cells, and the language layers' maps carried through all of them, last
         first; nothing where the tower's patches are not those of whole pictures (tiles, margins)."""
         nothing: dict[int, np.ndarray] = {}
-        finer = patches_a_side(self.family, self.model.config, image)
+        finer = patches_a_side(self.family, self.model.config, image, picture_settings(self.reader.processor))
         if (
             not self.vision_layers
             or finer is None

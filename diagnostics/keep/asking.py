@@ -27,6 +27,7 @@ from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
 from diagnostics.records.probes import Probe
 from finetune.families import Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.modules import attending_layers, check_measurable, language_layers, layer_words
+from finetune.families.parts.processors import picture_settings
 from finetune.families.parts.tower import patches_a_side
 from finetune.model.untouched import untouched
 
@@ -206,7 +207,7 @@ class Asker:
     def _reads_tower(self, images: Sequence[ImageTokens]) -> bool:
         """Are a token's patches known, and do the tower's rows fit? Notes the first reason why not."""
         for image in images:
-            finer = patches_a_side(self.family, self.model.config, image)
+            finer = self._patches_a_side(image)
             if finer is None:
                 return self._without_tower("the tower's patches are not those of whole cells (tiles)")
             shape = self.family.attention_shape(self.model.config, f"vision_layer_{self.tower_layer}")
@@ -216,6 +217,10 @@ class Asker:
                 return self._without_tower(f"a picture of {patches:,} patches has too many rows to keep")
         return True
 
+    def _patches_a_side(self, image: ImageTokens) -> int | None:
+        settings = picture_settings(self.reader.processor)
+        return patches_a_side(self.family, self.model.config, image, settings)
+
     def _without_tower(self, why: str) -> bool:
         self.why_no_tower = self.why_no_tower or why
         return False
@@ -224,7 +229,7 @@ class Asker:
         self, rows: np.ndarray | None, image: ImageTokens, reads: np.ndarray | None
     ) -> np.ndarray | None:
         """What each token's place receives from all patches, mean over heads: Float[tokens of ``all_positions``]."""
-        finer = patches_a_side(self.family, self.model.config, image)
+        finer = self._patches_a_side(image)
         assert finer is not None
         if rows is None or rows.shape[-1] != len(image.cell_boxes_pixels) * finer**2:
             self._without_tower("the tower's last layer has no row for each patch of the picture's cells")

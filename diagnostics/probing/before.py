@@ -239,10 +239,13 @@ def _shape(family: Family, bare: Any, name: str) -> str:
     return f"{shape.heads} heads over {shape.key_heads} of {shape.head_width}"
 
 
-def loaded_beside(reference: str, after: nn.Module, *, base: str | None = None) -> OtherModel:
+def loaded_beside(
+    reference: str, after: nn.Module, *, base: str | None = None, cache_dir: str | None = None
+) -> OtherModel:
     """The model before, loaded with the precision, device and kernel of the model after.
 
-    base   of a ``reference`` that is an adapter: the one that it runs on here; None: the one that it names
+    base        of a ``reference`` that is an adapter: the one that it runs on here; None: the one that it names
+    cache_dir   where models of the hub were downloaded to; None: to the hub's own place
 
     Raises NotAtHandError if weights are sharded or in 4 bit, memory is too small, the checkpoint cannot be opened, or
     its architecture differs.
@@ -263,6 +266,7 @@ def loaded_beside(reference: str, after: nn.Module, *, base: str | None = None) 
                 dtype=first.dtype,
                 device=first.device,
                 attn_implementation=bare.config._attn_implementation,
+                cache_dir=cache_dir,
                 base=base,
                 allow_other_base=base is not None,  # it runs on it already
             )

@@ -305,8 +305,8 @@ def queries(probe: Probe, answer: Encoded, foil: Encoded | None, texts: Sequence
         place = find_phrase(phrase, texts, *reply) if place is None else place
         if place is None:
             raise ValueError(
-                f"probe {probe.id}: phrase {phrase!r} not found in the tokens of question or answer, "
-                f"{list(texts[question[0] : reply[1]])}"
+                f"probe {probe.id}: phrase {phrase!r} not found as a whole word in the tokens of question or answer, "
+                f"{list(texts[question[0] : reply[1]])}; write words as they stand there"
             )
         found.append(Query(place, f"phrase:{phrase}", phrase))
     return found

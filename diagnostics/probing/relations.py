@@ -33,6 +33,7 @@ from diagnostics.records.probes import Probe, Relation
 from finetune.families import Encoded, ImageTokens, bare_model
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.phrases import find_span
+from finetune.families.parts.processors import picture_settings
 from finetune.samples.formats.look_at import composed, whole_words
 
 CONTROLS = 16
@@ -172,7 +173,8 @@ def _sees_cells(model: nn.Module, reader: ProbeEncoder, image: ImageTokens) -> b
     """Whether the tower's patches are the picture's cells. The number alone is ambiguous: a tile of 32 × 32 patches has
     as many as a picture of 2 × 2 tiles has cells if 2 × 2 patches are merged."""
     config = bare_model(model).config
-    rows, columns = reader.family.image_arithmetic(config, image.image_size_pixels).patches
+    settings = picture_settings(reader.processor)
+    rows, columns = reader.family.image_arithmetic(config, image.image_size_pixels, settings).patches
     return rows * columns == image.grid[0] * image.grid[1]
 
 

@@ -485,6 +485,12 @@ _REASONS = {
     "answer as the foil.": "之前答错的 {m} 个探针中，有 {n} 个答的并不是所给的错误答案（{said}）；请用它实际的回答作错误答案。",
     "The model before was measured in {a}, the model after in {b}: some of what differs is rounding; measure both in one "
     "precision.": "之前的模型以 {a} 测量，之后的模型以 {b} 测量：差别中有一部分只是舍入；请用同一精度测量两者。",
+    "Before and after are both read through the adapter's processor, whose settings are not the base's own ({n}): the "
+    "base by itself may answer otherwise.": (
+        "之前和之后都经适配器的处理器读取，其设置与基座自己的不同（{n}）：基座单独运行时的回答可能不同。"
+    ),
+    "Before and after are read through processors of other settings ({n}): some of what differs may come from them, not "
+    "from training.": "之前和之后经设置不同的处理器读取（{n}）：差别中有一部分可能来自处理器，而非训练。",
     "{n:n} of {m:n} probes of the records are not in the probe file: what is picked once answers are known can show "
     "anything; give all probes of the records, unless these were left out beforehand.": (
         "记录中的 {m} 个探针有 {n} 个不在探针文件里：知道回答之后再挑选，什么结果都能得出；请给出记录的全部探针，除非这些是事先就去掉的。"

@@ -33,7 +33,8 @@ from diagnostics.web.trace_recorder import CONNECTOR
 from finetune.families import Encoded, attention_modules, bare_model, copies_of, family_of
 from finetune.families.parts.modules import check_measurable
 from finetune.families.parts.phrases import token_texts
-from finetune.model.checkpoint import check, load, resolve, skeleton
+from finetune.families.parts.processors import differing_settings
+from finetune.model.checkpoint import check, load, load_processor, resolve, skeleton
 from finetune.model.free_memory import available_bytes
 from finetune.qwen_vl.tokenization import QwenVLTokenizer
 from finetune.samples.conversation import Conversation, ImageRef, Turn
@@ -112,6 +113,7 @@ class Engine:
         self.kernels = KernelTap(self.model, [*self.watched, CONNECTOR], family=self.family)
         self._adapter_is_off = False
         self._bases = NO_BASES
+        self._base_processor = processor
         self._queue = ReplyQueue()
 
     @classmethod
@@ -160,6 +162,16 @@ class Engine:
         )
         made = cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path), keep=keep)
         made._bases = bases
+        base, adapter = resolve(path, base=bases.get("base"))
+        if adapter is not None:  # which may have been trained with other pixels, or another chat template
+            made._base_processor = load_processor(base)
+            differing = ", ".join(differing_settings(made._base_processor, processor))
+            if differing:
+                print(
+                    f"{path}: its processor has other settings than its base's ({differing}); with the adapter off, "
+                    "pictures and questions are read as the base's does",
+                    flush=True,
+                )
         return made
 
     @property
@@ -184,13 +196,14 @@ class Engine:
         return is_adapted and adapter_fault(self.model) is None
 
     def adapter_off(self) -> Engine:
-        """The same model with its adapter off: shares weights and queue. Raises ValueError without an adapter."""
+        """The base, which reads pictures and questions as its own processor does: the same model with its adapter off,
+        shares weights and queue. Raises ValueError without an adapter."""
         if not self.has_adapter:
             raise ValueError(
                 f"{self.name}: no adapter to turn off; use an adapter folder as the checkpoint, or the base beside one "
                 "that trains biases, which would stay on"
             )
-        other = self._beside(self.model, self.processor, name=f"{self.name} (adapter off)")
+        other = self._beside(self.model, self._base_processor, name=f"{self.name} (adapter off)")
         other._adapter_is_off = True
         return other
 

@@ -19,6 +19,7 @@ from diagnostics.web.trace_recorder import TraceRecorder
 from finetune.attention.watch import Watch
 from finetune.families import Encoded, ImageTokens, bare_model
 from finetune.families.base import TowerSequence
+from finetune.families.parts.processors import picture_settings
 from finetune.families.parts.tower import joined, laid_out
 
 if TYPE_CHECKING:
@@ -84,7 +85,10 @@ class ReplyCapture:
         config = bare_model(engine.model).config
         inputs = dict(inspect.signature(tower.forward).bind_partial(*arguments, **options).arguments)
         inputs["tiles"] = [image.tiles for image in images]
-        usual = [engine.family.image_arithmetic(config, one.image_size_pixels).patches for one in images]
+        settings = picture_settings(engine.processor)
+        usual = [
+            engine.family.image_arithmetic(config, one.image_size_pixels, settings).patches for one in images
+        ]
         found = {}
         for layer in engine.vision_layers:
             name = f"vision_layer_{layer}"
@@ -124,7 +128,7 @@ def has_square_cells(image: ImageTokens, patches: int, usual: tuple[int, int]) -
     """Whether every cell has a square of 1, 4, 9, … patches. Not if padding has patches but no cells: 24 × 24 patches
     of a picture padded to a square, over 6 × 24 cells, would look like 2 × 2 per cell.
 
-    usual   (rows, columns) of patches in the configuration; used if the tower has that many
+    usual   (rows, columns) of patches by the family's arithmetic; used if the tower has that many
     """
     cells = image.grid[0] * image.grid[1]
     rows, columns = usual

@@ -301,14 +301,25 @@ def summary(made: Made, folder: Path) -> list[str]:
 
 def _known_before(asked: Sequence[Asked]) -> Iterator[str]:
     """How many questions have an answer that their words make likely, as the pictures show these things one way more
-    often than the other."""
+    often than the other; those of the user's templates apart."""
     known = said_by_words(asked)
-    if known:
-        question = known[0].question
+    own = [one.question for one in known if one.question.own]
+    built_in = [one.question for one in known if not one.question.own]
+    if built_in:
+        question = built_in[0]
         yield (
-            f"  {len(known):,} of these could be answered from their words, as the pictures show the same things more "
-            f"often one way: {question.text!r} is mostly answered {question.answer!r}; give pictures of the other way "
-            "too"
+            f"  {len(built_in):,} of these could be answered from their words, as the pictures show the same things "
+            f"more often one way: {question.text!r} is mostly answered {question.answer!r}; give pictures of the other "
+            "way too"
+        )
+    if own:
+        question = own[0]
+        alike = [one for _, one in asked if subject_of(one) == subject_of(question)]
+        times = sum(one.label == question.label for one in alike)
+        yield (
+            f"  {len(own):,} of these, of your own templates, could be answered from their words: {question.text!r} is "
+            f"answered {question.answer!r} in {times:,} of {len(alike):,}; give pictures with other answers too, or "
+            "name less in the question"
         )
 
 

@@ -5,6 +5,7 @@ import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
@@ -225,8 +226,9 @@ def _evenly(
 ) -> Iterator[tuple[int, Question]]:
     """At most ``most`` questions of each picture, in this order, of the kinds chosen least so far.
 
-    An answer chosen less often than its opposite comes first, and one chosen more often about the same things last. The
-    least chosen kind is determined from coarse to fine: by topic, then also by form, answer and language.
+    An answer chosen less often than its opposite comes first, and one chosen more often about the same things last; of
+    a template of the user's, last among its own questions alone, of which all may have one answer. The least chosen
+    kind is determined from coarse to fine: by topic, then also by form, answer and language.
 
     patient   a picture whose answers are all more frequent than their opposites is deferred until after the others
     """
@@ -236,17 +238,22 @@ def _evenly(
     def rank(question: Question) -> list[int]:
         contrast, subject = _contrast(question), subject_of(question)
         ahead_here = 2 * counts[(*subject, question.label)] - counts[subject]
+        topic, form, *finer = (counts[key] for key in _keys(question))
         if question.only_balanced:
-            return [ahead_here, 0, *(counts[key] for key in _keys(question))]
+            return [ahead_here, 0, topic, form, 0, *finer]
         ahead = counts[(*contrast, question.label)] - counts[(*contrast, question.against or question.label)]
         # Being behind there is no reason: one text would come again and again, and other forms never.
         more = max(ahead_here, 0) if question.against else 0
-        return [ahead, more, *(counts[key] for key in _keys(question))]
+        return [ahead, more, topic, form, max(ahead_here, 0) if question.own else 0, *finer]
+
+    def is_surplus(question: Question) -> bool:
+        ahead, more, _, _, of_own, *_ = rank(question)
+        return [ahead, more] > [0, 0] or of_own > 0
 
     turns = itertools.chain(zip(places, itertools.repeat(patient)), zip(waiting, itertools.repeat(False)))
     for place, may_wait in tqdm(turns, desc="choosing", unit="picture", delay=2, total=len(places)):
         left = [question for question in ask(place) if wanted(question)]
-        if may_wait and left and min(map(rank, left))[:2] > [0, 0]:
+        if may_wait and left and all(map(is_surplus, left)):
             waiting.append(place)
             continue
         random.Random(f"questions/{seed}/{place}").shuffle(left)
@@ -312,9 +319,14 @@ def _surplus(questions: Sequence[Question], *, of_all: bool = False) -> set[int]
 
 def said_by_words(asked: Sequence[Asked]) -> list[Asked]:
     """The questions whose right answer their words make likely: the surplus of one answer over its opposite among
-    questions about the same things, worded alike."""
+    questions about the same things, worded alike; of a template of the user's what is asked more than once, and has an
+    answer more often than all others together."""
     found = _surplus([question for _, question in asked], of_all=True)
-    return [asked[index] for index in sorted(found)]
+    of_own = [index for index, (_, question) in enumerate(asked) if question.own]
+    times = Counter(subject_of(asked[index].question) for index in of_own)
+    several = [index for index in of_own if times[subject_of(asked[index].question)] > 1]
+    known = _surplus([replace(asked[index].question, only_balanced=True) for index in several])
+    return [asked[index] for index in sorted({*found, *(several[place] for place in known)})]
 
 
 def _answer_key(question: Question, label: str) -> tuple[str, ...]:

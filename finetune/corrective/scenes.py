@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 from PIL.Image import Image
 
+from finetune.samples.formats.look_at import composed, occurrences
+
 Language = Literal["zh", "en"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 
@@ -106,6 +108,8 @@ class Question:
     about      the categories that tell it from others of its form: all of one form about the same are worded alike
     only_balanced   whether it is left out where the pictures give what it is about one answer alone; no answer to it
                     is trained or probed more often than all its others
+    own        whether a template of the user's asks it: where its words make its answer likely, that is told, and what
+               is balanced goes first, but nothing is left out
     trained    whether it may be a training sample
     probed     whether it may be a probe; questions whose answer is a box may not
     regions, phrases, relation   as in the probe file
@@ -122,6 +126,7 @@ class Question:
     against: str | None = None
     about: tuple[str, ...] = ()
     only_balanced: bool = False
+    own: bool = False
     trained: bool = True
     probed: bool = True
     regions: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)
@@ -140,5 +145,5 @@ def either(language: Language | None, rng: Random) -> Language:
 
 
 def phrases_in(text: str, names: Mapping[str, str]) -> dict[str, str]:
-    """The entries of phrase → region whose phrase occurs in the text."""
-    return {phrase: region for phrase, region in names.items() if phrase in text}
+    """The entries of phrase → region whose phrase occurs in the text as a whole word."""
+    return {phrase: region for phrase, region in names.items() if occurrences(phrase, composed(text))}

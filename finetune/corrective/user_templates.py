@@ -138,7 +138,9 @@ def _question(
     rng: Random,
 ) -> Question:
     filled = _Words(scene, ends, names, language).filled
-    text, answer = filled(rng.choice(template.question[language])), filled(template.answer[language])
+    wording = rng.choice(template.question[language])
+    text, answer = filled(wording), filled(template.answer[language])
+    named = {placeholder.rpartition(" ")[2] for placeholder in _PLACEHOLDER.findall(wording)}
     look_at = ends[template.look_at].category
     said = {answer: look_at} | {names[one.category].bare(language): one.category for one in ends.values()}
     first, second = ends["subject"].category, ends.get("object", ends["subject"]).category
@@ -151,6 +153,8 @@ def _question(
         answer=answer,
         label=answer,
         foil=None if template.foil is None else filled(template.foil[language]),
+        about=tuple(ends[end].category for end in ENDS if end in named),
+        own=True,
         probed="{box " not in template.answer[language],
         regions={one.category: (one.box,) for one in ends.values()},
         phrases=phrases_in(f"{text}\n{answer}", said),

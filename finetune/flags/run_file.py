@@ -130,7 +130,7 @@ _USUAL_BACKEND = "inductor"
 
 _FILES = (
     "data_path", "eval_data_path", "image_folder", "probes", "calibration_probes", "baseline", "lora_weight_path",
-    "cache_dir", "logging_dir",
+    "cache_dir", "logging_dir", "output_dir",
 )  # fmt: skip
 _PERHAPS_FILES = ("model_name_or_path", "deepspeed")  # names of the hub, a configuration as JSON
 _MIXED = ("corrective_data", "replay_data")
@@ -144,10 +144,7 @@ def text_of(arguments: Arguments) -> str:
 
 def _anywhere(name: str, value: Any) -> Any:
     """A flag's value with the files and folders that it names in full: another working directory may have others of
-    these names, which would be trained on instead.
-
-    ``output_dir`` stays as it was given: the monitor's comparison names the run so (``training.judged``).
-    """
+    these names, which would be trained on or written to instead."""
     if name in _MIXED:
         return [_mixed_anywhere(one) for one in value]
     if not isinstance(value, str) or not value:

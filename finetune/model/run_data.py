@@ -7,6 +7,7 @@ probes that were given to the training; whoever asks other probes afterwards has
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,11 @@ from finetune.samples.formats import spread
 from finetune.samples.videos import Sampling
 
 RUN_FILE = "run.json"
+LINEAGE_FILE = "lineage.json"
+"""Beside weights that an export made of a run's, which no longer lie in its folder: what they were trained on
+(``finetune.training.lineage``)."""
 CHECKPOINT, SUPERSEDED = "checkpoint-", "superseded"
+"""Names of a run's folders: of its checkpoints, and of what it left when it went on from an earlier step."""
 ROLES: dict[str, SourceRole] = {"corrective_data": "corrective", "replay_data": "replay"}
 _MARKS: fields.Shape = {
         "model_name_or_path": TEXT | NULL, "lora_weight_path": TEXT | NULL, "data_path": TEXT | NULL,
@@ -35,12 +40,16 @@ _MARKS: fields.Shape = {
         "data_fraction_same": one_of("steps", "epochs"),
         "video_fps": number(0, above=True), "video_max_frames": whole(1),
 }  # fmt: skip
+_STINTS = items(part({"marks": _MARKS}))
+_EARLIER = items(part({"stints": _STINTS | NULL}))
 SHAPE: fields.Shape = {
     "version": one_of(1),
     "marks": _MARKS,
-    "lineage": {"stints": items(part({"marks": _MARKS}))},
+    "lineage": {"stints": _STINTS, "earlier": _EARLIER},
 }
-"""What is read here; the rest may hold anything."""
+"""What is read of ``run.json`` here; the rest may hold anything."""
+LINEAGE_SHAPE: fields.Shape = {"version": one_of(1), "earlier": _EARLIER}
+"""The same of ``lineage.json``."""
 _OF_A_SOURCE: fields.Shape = {"share": number(0, above=True) | NULL, "repeat": whole(1)}
 LOOKED_AT = 200
 """Samples that are tried first: pictures that were moved away are not found in any."""
@@ -70,18 +79,37 @@ class RunData:
     def __init__(self, pictures: Iterable[Path]) -> None:
         self.pictures = tuple(dict.fromkeys(pictures))
         self._found: dict[Path, frozenset[str]] = {}
+        self._found_by: dict[str, frozenset[str]] = {}
 
     def trained_on(self, folders: Iterable[str | Path]) -> frozenset[str]:
         """SHA-256 of those pictures that are in the data of the runs that these models come from, and of the runs that
-        those began with. Folders that belong to no run, and hub names, say nothing.
+        those began with, whether or not their folders are still there. Folders that belong to no run, and hub names,
+        say nothing.
 
         A data file that cannot say (gone, changed, streamed) is named in one line: it is not known then.
         """
         found = frozenset[str]()
-        for run in _runs(folders) if self.pictures else ():
-            if run not in self._found:
-                self._found[run] = _found_in(run, self.pictures)
-            found |= self._found[run]
+        for record in _records(folders) if self.pictures else ():
+            if record not in self._found:
+                self._found[record] = self._found_in(record)
+            found |= self._found[record]
+        return found
+
+    def _found_in(self, record: Path) -> frozenset[str]:
+        try:
+            every = _marks(record)
+        except ValueError as error:
+            _say_unknown(
+                record.parent, f"what it was trained on cannot be read ({one_line(str(error), 300)})"
+            )
+            return frozenset()
+        found = frozenset[str]()
+        for marks in every:
+            # A run and those that began with it say the same of its data.
+            known = json.dumps(marks, sort_keys=True)
+            if known not in self._found_by:
+                self._found_by[known] = _found_by(marks, record.parent, self.pictures)
+            found |= self._found_by[known]
         return found
 
 
@@ -101,54 +129,65 @@ def run_of(folder: str | Path) -> Path | None:
         return None
     if is_checkpoint:
         return above
-    return None if any(Path(one).resolve() == own.resolve() for one in _origins(above)) else above
+    began_with = _origins(above / RUN_FILE)
+    return None if any(Path(one).resolve() == own.resolve() for one in began_with) else above
 
 
-def _runs(folders: Iterable[str | Path]) -> Iterator[Path]:
-    """Each run's folder, from the given models back to where each began."""
+def _records(folders: Iterable[str | Path]) -> Iterator[Path]:
+    """The file that says what a model was trained on, from the given models back to where each began: of an export its
+    own, else its run's."""
     left, known = [*folders], set[Path]()
     while left:
-        run = run_of(left.pop(0))
-        if run is None or (run := run.resolve()) in known:
+        record = _record_of(left.pop(0))
+        if record is None or (record := record.resolve()) in known:
             continue
-        known.add(run)
-        left += _origins(run)
-        yield run
+        known.add(record)
+        left += _origins(record)
+        yield record
 
 
-def _origins(run: Path) -> list[str]:
-    """The model and the adapter that a run began with; none where its file does not say."""
+def _record_of(folder: str | Path) -> Path | None:
+    own = Path(folder).expanduser() / LINEAGE_FILE
+    if own.is_file():
+        return own
+    run = run_of(folder)
+    return None if run is None else run / RUN_FILE
+
+
+def _origins(record: Path) -> list[str]:
+    """The models and adapters that training began with; none where the file does not say."""
     try:
-        every = _marks(run)
+        every = _marks(record)
     except ValueError:  # said where its data is looked through
         return []
     keys = ("model_name_or_path", "lora_weight_path")
     return [str(name) for marks in every for key in keys if (name := marks.get(key))]
 
 
-def _marks(run: Path) -> list[Marks]:
-    """Those of the last start, and of earlier ones that had other data.
+def _marks(record: Path) -> list[Marks]:
+    """Those of the last start, of earlier ones that had other data, and of the models that training began with.
 
     Raises ValueError for a file of another shape.
     """
-    content = fields.load(run / RUN_FILE, SHAPE, required=("version", "marks"))
     found: list[Marks] = []
-    for marks in (content["marks"], *(one["marks"] for one in content.get("lineage", {}).get("stints", ()))):
+    for marks in _all_marks(record):
         own = {key: value for key, value in marks.items() if key in _MARKS or key.partition(" ")[0] in ROLES}
         for key, value in own.items():
             if _role(key) and not key.endswith(" sha256"):
-                fields.check(value, _OF_A_SOURCE, f"{run / RUN_FILE}: {one_line(key, 200)}")
+                fields.check(value, _OF_A_SOURCE, f"{record}: {one_line(key, 200)}")
         found += [own] if own not in found else []
     return found
 
 
-def _found_in(run: Path, pictures: Collection[Path]) -> frozenset[str]:
-    try:
-        every = _marks(run)
-    except ValueError as error:
-        _say_unknown(run, f"what it was trained on cannot be read ({one_line(str(error), 300)})")
-        return frozenset()
-    return frozenset().union(*(_found_by(marks, run, pictures) for marks in every))
+def _all_marks(record: Path) -> Iterator[Marks]:
+    if record.name == LINEAGE_FILE:
+        lineage = fields.load(record, LINEAGE_SHAPE, required=tuple(LINEAGE_SHAPE))
+    else:
+        content = fields.load(record, SHAPE, required=("version", "marks"))
+        yield content["marks"]
+        lineage = content.get("lineage", {})
+    every = [lineage.get("stints"), *(one["stints"] for one in lineage.get("earlier", ()))]
+    yield from (stint["marks"] for stints in every for stint in stints or ())
 
 
 def _found_by(marks: Marks, run: Path, pictures: Collection[Path]) -> frozenset[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from finetune import fields
@@ -92,7 +92,8 @@ def _is_same(place: str, folder: Path) -> bool:
 
 def _is_of_run(place: str, run: Path) -> bool:
     """Does the monitor's name for a run's folder mean this one? A run that was moved, or is looked at from another
-    working directory, is known by the --output_dir that it wrote down."""
+    working directory, is known by the --output_dir that it wrote down: in full, while the monitor names the folder as
+    it was given."""
     if _is_same(place, run):
         return True
     if os.path.isabs(place) and os.path.exists(place):
@@ -101,7 +102,19 @@ def _is_of_run(place: str, run: Path) -> bool:
         flags = run_file.flags_of(str(run / CONFIGURATION_FILE))
     except ValueError:
         return False
-    return any(name == "output_dir" and values == [place] for name, values in split_flags(flags))
+    return any(
+        name == "output_dir" and len(values) == 1 and _may_be_written(place, values[0])
+        for name, values in split_flags(flags)
+    )
+
+
+def _may_be_written(place: str, folder: str) -> bool:
+    """May a folder be written so, from some working directory? ``/work/runs/out`` as ``runs/out`` or ``../out``."""
+    if place == folder:
+        return True
+    named, whole = PurePath(os.path.normpath(place)), PurePath(folder)
+    tail = [one for one in named.parts if one != os.pardir]  # normal paths have them at their beginning alone
+    return not named.is_absolute() and bool(tail) and [*whole.parts[-len(tail) :]] == tail
 
 
 def _last_step(run: Path) -> int:

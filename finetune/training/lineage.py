@@ -6,18 +6,25 @@
      "stints": [{"after": 0, "marks": {...}, "whole": true}, {"after": 10, "marks": {...}, "whole": true}]}
 
 Steps 1 to 10 had the data of the first marks; a start that went on from step 10 had other data.
+
+``lineage.json`` beside exported weights has ``earlier`` alone, of the run and all that it began with: an export lies in
+no run's folder, and whoever trains it further has to know.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune import fields
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, items, one_of, part, whole
+from finetune.files import write_atomically
+from finetune.model.run_data import LINEAGE_FILE, RUN_FILE, SUPERSEDED, run_of
 
-RUN_FILE, STATE_FILE = "run.json", "trainer_state.json"
+STATE_FILE = "trainer_state.json"
+VERSION = 1
 OUTSIDE = "resume_from_checkpoint"
 """Mark of a run that went on from a checkpoint of another folder."""
 _ADAPTER, _MODEL, _CHECKPOINT = "adapter", "model", "checkpoint"
@@ -27,6 +34,7 @@ _EARLIER: fields.Shape = {
     "stints": items(part(_STINT)) | NULL,
 }  # fmt: skip
 SHAPE: fields.Shape = {"earlier": items(part(_EARLIER)), "stints": items(part(_STINT))}
+EXPORT_SHAPE: fields.Shape = {"version": one_of(VERSION), "earlier": items(part(_EARLIER))}
 
 
 class Stint(NamedTuple):
@@ -64,13 +72,13 @@ class Lineage(NamedTuple):
     stints: tuple[Stint, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "earlier": [
-                {**one._asdict(), "stints": None if one.stints is None else _listed(one.stints)}
-                for one in self.earlier
-            ],
-            "stints": _listed(self.stints),
-        }
+        return {"earlier": _all_listed(self.earlier), "stints": _listed(self.stints)}
+
+
+def _all_listed(earlier: Sequence[Earlier]) -> list[dict[str, Any]]:
+    return [
+        {**one._asdict(), "stints": None if one.stints is None else _listed(one.stints)} for one in earlier
+    ]
 
 
 def _listed(stints: Sequence[Stint]) -> list[dict[str, Any]]:
@@ -94,13 +102,12 @@ def of_content(run: Mapping[str, Any], where: str) -> Lineage:
     stints = [*found["stints"], *(stint for one in found["earlier"] for stint in one["stints"] or ())]
     for stint in stints:
         fields.check(stint, _STINT, f"{where}: lineage.stints", required=tuple(_STINT))
-    earlier = (
-        Earlier(
-            one["model"], one["kind"], one["end"], None if one["stints"] is None else _read(one["stints"])
-        )
-        for one in found["earlier"]
-    )
-    return Lineage(tuple(earlier), _read(found["stints"]))
+    return Lineage(tuple(map(_earlier, found["earlier"])), _read(found["stints"]))
+
+
+def _earlier(one: Mapping[str, Any]) -> Earlier:
+    stints = None if one["stints"] is None else _read(one["stints"])
+    return Earlier(one["model"], one["kind"], one["end"], stints)
 
 
 def _read(stints: Sequence[dict[str, Any]]) -> tuple[Stint, ...]:
@@ -131,9 +138,50 @@ def data_of(marks: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in marks.items() if name.partition(" ")[0] in flags}
 
 
-def run_of(weights: Path) -> Path | None:
-    """The folder of the run that a model, an adapter or a checkpoint is of; None where no run of ours is there."""
-    return next((one for one in (weights, weights.absolute().parent) if (one / RUN_FILE).is_file()), None)
+def recorded_run_of(weights: Path) -> Path | None:
+    """The folder of the run whose record tells what these weights were trained on.
+
+    None where they come from no run (``run_of``), and for a checkpoint that its run left behind: the record is of the
+    steps that were trained in its place.
+    """
+    is_left = weights.absolute().parent.name == SUPERSEDED
+    return None if is_left else run_of(weights)
+
+
+def carry(folder: Path, weights: str | Path, *, base: str | None) -> bool:
+    """Write beside exported weights what they were trained on, if anything; returns whether it names data files.
+
+    weights   what was exported: an adapter, a checkpoint or a model
+    base      that an adapter was merged into
+
+    Raises ValueError for a ``lineage.json`` of another shape.
+    """
+    earlier = [] if base is None or not _is_trained(base) else [*_of_weights(base, _MODEL)]
+    if base is not None or _is_trained(str(weights)):
+        kind = _MODEL if base is None else _ADAPTER
+        earlier += [one for one in _of_weights(str(weights), kind) if one not in earlier]
+    if earlier:
+        content = {"version": VERSION, "earlier": _all_listed(earlier)}
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(folder / LINEAGE_FILE, text.encode())
+    return any(data_of(stint.marks) for one in earlier for stint in one.stints or ())
+
+
+def of_export(folder: Path) -> tuple[Earlier, ...] | None:
+    """What exported weights were trained on; None where their folder does not say.
+
+    Raises ValueError for a file of another shape.
+    """
+    path = folder / LINEAGE_FILE
+    if not path.is_file():
+        return None
+    found = fields.load(path, EXPORT_SHAPE, required=tuple(EXPORT_SHAPE), remedy="export the model again")
+    return tuple(map(_earlier, found["earlier"]))
+
+
+def _is_trained(model: str) -> bool:
+    """Was this model trained here? Its folder says so, or that it is one of a run's checkpoints."""
+    return any((Path(model) / name).is_file() for name in (RUN_FILE, STATE_FILE, LINEAGE_FILE))
 
 
 def _origins(marks: Mapping[str, Any]) -> Iterator[Earlier]:
@@ -142,7 +190,7 @@ def _origins(marks: Mapping[str, Any]) -> Iterator[Earlier]:
         yield from _of_weights(marks[OUTSIDE], _CHECKPOINT)
         return
     base, adapter = marks.get("model_name_or_path"), marks.get("lora_weight_path")
-    if base and ((Path(base) / RUN_FILE).is_file() or (Path(base) / STATE_FILE).is_file()):
+    if base and _is_trained(base):
         yield from _of_weights(base, _MODEL)
     if adapter:
         yield from _of_weights(adapter, _ADAPTER)
@@ -152,8 +200,12 @@ def _of_weights(name: str, kind: str) -> Iterator[Earlier]:
     """A record that is broken or gone says nothing: training does not need it."""
     weights = Path(name)
     try:
-        end, run = _end(weights), run_of(weights)
-        if run is None or (run != weights and end is None):  # in a run's folder, and none of its checkpoints
+        exported = of_export(weights)
+        if exported is not None:
+            yield from exported
+            return
+        end, run = _end(weights), recorded_run_of(weights)
+        if run is None or (run != weights.absolute() and end is None):  # none of the run's checkpoints
             yield Earlier(name, kind, end, None)
             return
         path = run / RUN_FILE

@@ -62,7 +62,13 @@ class Exported(NamedTuple):
 
 
 def write(
-    folder: Path, *, run: Path, family: str, step: int | None, exported: Exported | None = None
+    folder: Path,
+    *,
+    run: Path,
+    family: str,
+    step: int | None,
+    exported: Exported | None = None,
+    elsewhere: str = "",
 ) -> None:
     """Write the card of a saved model or adapter, and the picture that it shows.
 
@@ -70,6 +76,7 @@ def write(
     family     name of the model's family
     step       that the weights were saved after; the run's verdict is on its last one, or its best. None: not known
     exported   where the folder holds what was made of the run's weights; None: it holds these themselves
+    elsewhere  what other libraries ignore of the processor's settings (``families.base.ignored_elsewhere``)
     """
     marks, lineage = run_folder.marks_of(run) or {}, run_folder.lineage_of(run) or Lineage((), ())
     found = judged.read(run)
@@ -91,6 +98,7 @@ def write(
         *_verdict(verdict, marks, exported),
         *([f"![One probe: before, now, and the difference]({PICTURE_FILE})"] if picture else []),
         *_loading(folder, marks, family),
+        *([f"{elsewhere}."] if elsewhere else []),
         *_training(marks, lineage, step),
         *_best(marks, folder if exported is None else exported.weights, run),
     ]

@@ -19,13 +19,13 @@ from finetune.files import delete_left_behind, write_atomically
 from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
-from finetune.model import adapters, weights
-from finetune.model.run_data import content_digest
+from finetune.model import adapters, run_data, weights
+from finetune.model.run_data import SUPERSEDED, content_digest
 from finetune.printable import one_line
 from finetune.samples.listing import shown
 from finetune.training import judged, lineage, pickles
 
-RUN_FILE = lineage.RUN_FILE
+RUN_FILE = run_data.RUN_FILE
 CONFIGURATION_FILE = judged.CONFIGURATION_FILE
 FRACTION_FILE = "data_fraction.json"
 """With --data_fraction: how many samples each source has, and how many different ones were trained on."""
@@ -48,8 +48,6 @@ STATE_SHAPE = {
     "global_step": whole(0), "max_steps": whole(-1), "epoch": number(0) | NULL, "log_history": items(OBJECT),
     "best_model_checkpoint": TEXT | NULL, "stateful_callbacks": OBJECT | NULL,
 }  # fmt: skip
-SUPERSEDED = "superseded"
-"""Folder for checkpoints and the verdict of a branch that was left: training went on from an earlier step."""
 OUR_FOLDERS = ("runs", "attention", judged.FOLDER, SUPERSEDED)
 OUR_FILES = re.compile(
     r"run\.json|run\.yaml|probe\.png|libraries\.log|look\.json|seen\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from finetune import files, folder_lock
 from finetune.families import family_of
+from finetune.families.base import ignored_elsewhere
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model import adapters, look_file, seen_file, weights
@@ -111,8 +112,14 @@ class SavingTrainer(Trainer):
     def _write_card(self, folder: Path) -> None:
         """In place of PEFT's, for runs of our program: of others neither base nor data is known."""
         if self.run_file is not None:
-            family = family_of(bare_model(self.model).config).name
-            model_card.write(folder, run=self.run_file.parent, family=family, step=self.state.global_step)
+            family = family_of(bare_model(self.model).config)
+            model_card.write(
+                folder,
+                run=self.run_file.parent,
+                family=family.name,
+                step=self.state.global_step,
+                elsewhere=ignored_elsewhere(family, self.processing_class),
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Of what is pushed to the hub."""

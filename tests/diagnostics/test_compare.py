@@ -416,6 +416,31 @@ def test_the_base_is_loaded_where_the_adapter_switched_off_is_not_the_base(tmp_p
         assert record.patched_from.margin_nats == pytest.approx(before[name].scores.margin_nats, abs=1e-4)
 
 
+def test_other_settings_of_an_adapter_s_processor_are_said_of_every_group(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = base_and_adapter(tmp_path)
+    write_probes(tiny_probes(tmp_path, 2), tmp_path / "probes.json")
+
+    def warned(out: str) -> bool:
+        found = compare_sources(
+            str(base), str(adapter), tmp_path / out, probes_file=tmp_path / "probes.json", key_layers="0"
+        )
+        line = (
+            "the adapter's processor, whose settings are not the base's own (image_mean): the base by itself"
+        )
+        said = [any(line in one for one in group["warnings"]) for group in found["groups"].values()]
+        assert said and [line in capsys.readouterr().out] * len(said) == said
+        return said[0]
+
+    processor = tiny_processor(base)
+    processor.save_pretrained(adapter)
+    assert not warned("alike")
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(adapter)
+    assert warned("other")
+
+
 def test_what_the_base_of_an_adapter_was_trained_on_is_said_of_the_adapter_too(tmp_path: Path) -> None:
     base, adapter = base_and_adapter(tmp_path)
     of = tiny_probes(tmp_path, 2)

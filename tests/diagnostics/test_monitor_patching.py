@@ -87,13 +87,16 @@ def test_all_weights_trained_need_the_base_a_second_time(processor, probe_file, 
     loads = []
 
     def load(name, **options):
-        loads.append((name, options["dtype"], str(options["device"])))
+        loads.append((name, options["dtype"], str(options["device"]), options["cache_dir"]))
         return tiny_model(attn_dropout_prob=0.1), None
 
     monkeypatch.setattr("diagnostics.probing.before.load", load)
     plain = trained(processor, probe_file, adapter=False)
-    assert trained(processor, probe_file, tmp_path / "given", adapter=False, reference="base") == plain
-    assert loads == [("base", torch.float32, "cpu")] * 2  # at each probing of the whole depth after step 0
+    given = {"reference": "base", "cache_dir": tmp_path / "models"}
+    assert trained(processor, probe_file, tmp_path / "given", adapter=False, **given) == plain
+    assert (
+        loads == [("base", torch.float32, "cpu", str(tmp_path / "models"))] * 2
+    )  # at each probing of the whole depth after step 0
     before = records(tmp_path / "given", 0)
     for name, record in records(tmp_path / "given", 4).items():
         assert record.patched_from is not None and record.patched_from.model == "base"

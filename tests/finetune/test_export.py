@@ -1,17 +1,19 @@
 """Exported folders are the model that was trained: adapters of every kind, full checkpoints, and what is refused."""
 
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from finetune import export, folder_lock
@@ -20,10 +22,14 @@ from finetune.families.qwen_vl import QwenVLFamily
 from finetune.model import adapters, checkpoint, look_file, seen_file
 from finetune.model.adaptation import Plan, adapt
 from finetune.model.look_file import Supervised, supervised_of
+from finetune.model.run_data import RunData
 from finetune.qwen_vl import QwenVLForConditionalGeneration
-from finetune.training import run_folder
+from finetune.training import lineage, run_folder
+from finetune.training.saving import SavingTrainer
 from tests.finetune.conftest import write_checkpoint
+from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.families.tiny_siglip import SIGLIPS
+from tests.finetune.model.a_run import a_run
 from tests.finetune.model.test_adaptation import LORA, batch, perturb
 from tests.finetune.test_program import program  # noqa: F401  (a fixture)
 
@@ -79,6 +85,75 @@ def test_the_exported_model_is_base_and_adapter(checkpoint_folder: Path, tmp_pat
     assert AutoProcessor.from_pretrained(tmp_path / "merged").tokenizer("a").input_ids
     assert (tmp_path / "merged" / "generation_config.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "out"]  # nothing else is left
+
+
+def test_the_effect_of_trained_biases_is_counted(checkpoint_folder: Path, tmp_path: Path):
+    """PEFT leaves them on where it switches an adapter off; here nothing else was trained."""
+    adapter = write_adapter(checkpoint_folder, tmp_path / "out", replace(LORA, bias="all"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    only = {name: tensor * (".lora_B" not in name) for name, tensor in tensors.items()}
+    save_file(only, adapter / "adapter_model.safetensors")
+    lines: list[str] = []
+    done = export.export(adapter, tmp_path / "merged", say=lines.append)
+    assert done.adapter is not None and done.adapter.share > 0.01 > done.saved.share
+    base, processor = checkpoint.load(checkpoint_folder)
+    merged, _ = checkpoint.load(tmp_path / "merged")
+    moved = export.difference(export.logits(merged, processor), export.logits(base, processor))
+    assert done.adapter.largest == pytest.approx(moved.largest, rel=1e-3)
+    assert lines[0].startswith("opening its base alone") and "biases" in lines[0]
+
+
+def test_what_the_weights_were_trained_on_goes_with_the_export(adapter: Path, tmp_path: Path):
+    """Whoever trains or judges the merged model looks it up: no run's folder is around it."""
+    pictures = [tmp_path / f"{at}.png" for at in range(3)]
+    for at, path in enumerate(pictures):
+        path.write_bytes(b"picture %d" % at)
+    seen = {hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures[:2]}
+    marks = json.loads((a_run(tmp_path / "a", pictures[:2]) / "run.json").read_text())["marks"]
+    run = shutil.copytree(adapter, tmp_path / "run")
+    write_marks(run, **marks)
+    lines: list[str] = []
+    export.export(run, tmp_path / "merged", say=lines.append)
+    assert export.NAMED.format("lineage.json") in lines
+    (one,) = lineage.of_export(tmp_path / "merged") or ()
+    assert (one.model, one.kind, one.stints and one.stints[0].marks) == (str(run), "adapter", marks)
+    shutil.rmtree(run)
+    assert RunData(pictures).trained_on([tmp_path / "merged"]) == seen
+    export.export(tmp_path / "merged", tmp_path / "again")
+    assert lineage.of_export(tmp_path / "again") == (one,)
+    further = tmp_path / "further"
+    write_marks(further, model_name_or_path=str(tmp_path / "again"))
+    found = run_folder.lineage_of(further)
+    assert found is not None and found.earlier == (one,)
+    shutil.rmtree(tmp_path / "again")
+    assert RunData(pictures).trained_on([further]) == seen  # its own record has it too
+
+
+def test_weights_that_no_run_trained_have_no_lineage(adapter: Path, checkpoint_folder: Path, tmp_path: Path):
+    export.export(checkpoint_folder, tmp_path / "base")
+    assert not (tmp_path / "base" / "lineage.json").exists()
+    lines: list[str] = []
+    export.export(adapter, tmp_path / "merged", say=lines.append)
+    (one,) = lineage.of_export(tmp_path / "merged") or ()
+    assert one.stints is None and not any("lineage.json" in line for line in lines)  # it is not recorded
+
+
+def test_the_card_says_what_other_libraries_ignore(tmp_path: Path):
+    tiny = LLAVAS["llava-next"]
+    source = tiny.write(tmp_path / "source")
+    processor = checkpoint.load_processor(source)
+    tiny.family.set_pixel_budget(processor, min_pixels=None, max_pixels=20 * 14)
+    processor.save_pretrained(source)
+    export.export(source, tmp_path / "written")
+    told = "--max_pixels 280 of llava-next holds in this project alone: transformers, vLLM and other libraries ignore"
+    assert told in (tmp_path / "written" / "README.md").read_text()
+    write_marks(tmp_path / "run")
+    saving: Any = SimpleNamespace(
+        run_file=tmp_path / "run" / "run.json", model=checkpoint.load(source)[0], processing_class=processor,
+        state=SimpleNamespace(global_step=3),
+    )  # fmt: skip
+    SavingTrainer._write_card(saving, tmp_path / "run")
+    assert told in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_embeddings_that_are_the_output_layer_too_stay_one_tensor(tmp_path: Path):

@@ -57,10 +57,8 @@ def find_phrase(phrase: str, texts: Sequence[str], start: int, end: int) -> int 
 
 
 def find_span(phrase: str, texts: Sequence[str], start: int, end: int) -> range | None:
-    """The tokens, within start..end, of the phrase's first appearance; None if there is none.
-
-    As a whole word where there is one ("on" is not the end of "person"), else anywhere.
-    """
+    """The tokens, within start..end, of the phrase's first appearance as a whole word ("on" is not the end of
+    "person"); None if there is none."""
     found = occurrences(phrase, composed("".join(texts[start:end])))
     if not found:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +68,37 @@ PUBLISHED = " (with the published bounds)"
 def picture_settings(processor: Any) -> dict[str, Any]:
     """What a loaded processor's file says of pictures, and what was set since."""
     return dict(processor.image_processor.to_dict())
+
+
+_NAMES = ("processor_class", "image_processor_type", "auto_map")
+"""Settings that name classes and decide nothing."""
+
+
+def differing_settings(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+    """Settings by which two processors may read one picture or question differently: name → both values, None where one
+    has none. Of a chat template and of a vocabulary, which are long, the SHA-256.
+
+    ``{"max_pixels": (1003520, 200704)}``
+    """
+    first, second = _settings(one), _settings(other)
+    names = [*first, *(name for name in second if name not in first)]
+    found = {name: (first.get(name), second.get(name)) for name in names}
+    return {name: both for name, both in found.items() if both[0] != both[1]}
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    read = json.loads(
+        json.dumps(picture_settings(processor), default=str)
+    )  # of files: tuples are lists there
+    tokenizer = processor.tokenizer
+    texts: dict[str, Any] = {
+        "chat_template": processor.chat_template or tokenizer.chat_template,
+        "vocabulary": sorted((str(word), number) for word, number in tokenizer.get_vocab().items()),
+    }
+    return {name: value for name, value in read.items() if name not in _NAMES} | {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+        for name, value in texts.items()
+    }
 
 
 class KeepsVideoSettings:

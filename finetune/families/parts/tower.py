@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 NO_PATCH = -1  # a class token, a register
 
 
-def patches_a_side(family: Family, config: Any, image: ImageTokens) -> int | None:
+def patches_a_side(
+    family: Family, config: Any, image: ImageTokens, settings: Mapping[str, Any] | None = None
+) -> int | None:
     """How many patches, a side, are merged into one cell? 1 through a resampler, whose cells are the patches; None
     where they do not form a square.
+
+    settings   of the checkpoint's image processor, as ``Family.image_arithmetic`` takes them
 
     By the family's own arithmetic, not by dividing the tower's patches by the cells: a picture padded to a square has
     patches in its margins, which no cell stands for.
     """
     if image.through_connector:
         return 1
-    arithmetic = family.image_arithmetic(config, image.image_size_pixels)
+    arithmetic = family.image_arithmetic(config, image.image_size_pixels, settings)
     merged, left = divmod(arithmetic.patches[0] * arithmetic.patches[1], arithmetic.tokens)
     side = isqrt(merged)
     return side if left == 0 and side * side == merged and side > 0 else None

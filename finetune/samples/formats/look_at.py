@@ -131,15 +131,30 @@ def composed(text: str) -> str:
 
 
 def occurrences(phrase: str, words: str) -> list[re.Match[str]]:
-    """Where a phrase is in words: as a whole word ("on" is not the end of "person"), and if nowhere so, anywhere."""
-    wanted = composed(phrase)
-    return [*whole_words(wanted).finditer(words)] or [*re.finditer(re.escape(wanted), words)]
+    """Where a phrase is in words, as a whole word: "on" is not the end of "person", nor "cat" the start of
+    "category"."""
+    return [*whole_words(composed(phrase)).finditer(words)]
+
+
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"  # Chinese, Japanese
+    "\u1100-\u11ff\uac00-\ud7ff"  # Korean, which has spaces, and endings without one
+)
+_LETTER = rf"(?:[^\W\d_{_UNSPACED}]|[\u0300-\u036f\u0900-\u0963\u0970-\u0dff])"
+"""A letter, or a sign above or beside one, of those scripts that are written with spaces between words."""
 
 
 def whole_words(*phrases: str) -> re.Pattern[str]:
-    """Any of the phrases, the first before the others, as whole words. Only letters of Latin make words longer: Chinese
-    sets no borders."""
-    return re.compile(rf"(?<![A-Za-z])(?:{'|'.join(map(re.escape, phrases))})(?![A-Za-z])")
+    """Any of the phrases, the first before the others, as whole words. Only letters of scripts with spaces make words
+    longer: Chinese sets no borders."""
+    return re.compile("|".join(map(_whole, phrases)))
+
+
+def _whole(phrase: str) -> str:
+    before = f"(?<!{_LETTER})" if re.match(_LETTER, phrase) else ""
+    after = f"(?!{_LETTER})" if re.search(rf"{_LETTER}\Z", phrase) else ""
+    return f"{before}{re.escape(phrase)}{after}"
 
 
 def _of_entries(looks: Sequence[LookAt], words: str) -> Iterator[Place]:
@@ -175,6 +190,10 @@ def _entry(entry: Any, words: str, images: Sequence[ImageRef | VideoRef]) -> Loo
     if composed(phrase) not in words:
         raise ValueError(
             f"phrase: {phrase!r:.80} is not in the answer {words!r:.120}; write it as the answer does"
+        )
+    if not occurrences(phrase, words):
+        raise ValueError(
+            f"phrase: {phrase!r:.80} is only inside a longer word of the answer {words!r:.120}; write the whole word"
         )
     number, image = _image(entry.get("image"), images)
     if image.size_pixels is None:

@@ -249,6 +249,12 @@ def test_a_second_model_is_loaded_only_where_there_is_room(monkeypatch):
     model = tiny_model()
     monkeypatch.setattr(before_module, "load", lambda name, **options: (tiny_model(seed=2), None))
     assert loaded_beside("base", model).name == "base"
+    given = []
+    monkeypatch.setattr(
+        before_module, "load", lambda name, **options: (given.append(options), (tiny_model(), None))[1]
+    )
+    loaded_beside("base", model, cache_dir="/models")
+    assert given[0]["cache_dir"] == "/models"
     monkeypatch.setattr(before_module, "load", lambda name, **options: (tiny_model(vocab_size=490), None))
     with pytest.raises(NotAtHandError, match="vocabulary is 490 tokens before"):
         loaded_beside("base", model)

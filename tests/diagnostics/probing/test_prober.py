@@ -352,6 +352,21 @@ def test_phrases_are_found_where_they_end():
     assert find_phrase("塔塔", texts, 1, 6) is None
 
 
+def test_a_phrase_inside_a_word_is_none_where_words_have_borders():
+    for phrase, text, place in (
+        ("cat", "its category", None),
+        ("cat", "category of a cat", 16),
+        ("caf", "a café", None),
+        ("кот", "который", None),
+        ("кот", "это кот.", 6),
+        ("कि", "किताब", None),
+        ("猫", "一只小猫咪", 3),
+        ("cat", "一只cat在", 4),
+        ("고양이", "고양이가", 2),
+    ):
+        assert find_phrase(phrase, list(text), 0, len(text)) == place, text
+
+
 def test_a_phrase_that_is_not_in_the_tokens_names_the_probe(model, processor, probes):
     lost = replace(probes[0], phrases={"猫": "disc"})
     with pytest.raises(ValueError, match="probe disc-0: phrase '猫' not found"):

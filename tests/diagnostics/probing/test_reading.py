@@ -31,7 +31,7 @@ def probes(folder):
         picture(width, height, number).save(images[-1])
     box = {"disc": ((4.0, 4.0, 20.0, 24.0),)}
     return [
-        Probe("a", "g", (images[0],), "what?", "pearl", "canton", regions=box, phrases={"ear": "disc"}),
+        Probe("a", "g", (images[0],), "what?", "pearl", "canton", regions=box, phrases={"pearl": "disc"}),
         Probe("b", "g", (images[2], images[1]), "what is it?", "pearl", None),
         Probe("c", "g", (images[1],), "what?", "the cat", "the dogs", regions=box, phrases={"what": "disc"}),
     ]

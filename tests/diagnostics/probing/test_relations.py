@@ -5,17 +5,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import enrichment
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.probing.prompts import ProbeEncoder
-from diagnostics.probing.relations import ends_of, exchanged, key_vision_layers, noun_phrases, read_relation
+from diagnostics.probing.relations import (
+    _sees_cells,
+    ends_of,
+    exchanged,
+    key_vision_layers,
+    noun_phrases,
+    read_relation,
+)
 from diagnostics.records.probes import Relation
 from finetune.families import family_of
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.phrases import find_span
+from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, tiny_model, tiny_probes, tiny_processor
+from tests.finetune.families.tiny_llava import LLAVAS
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def test_words_are_found_where_they_are_words(probe, reader):
     assert ["".join(texts[i] for i in noun) for noun in ends.nouns] == ["cat", "mat"]
     tokens = list("a person on it")
     assert find_span("on", tokens, 0, len(tokens)) == range(9, 11)
-    assert find_span("rson", tokens, 0, len(tokens)) == range(4, 8)
+    assert find_span("rson", tokens, 0, len(tokens)) is None
     assert find_span("x", tokens, 0, len(tokens)) is None
 
 
@@ -124,6 +134,17 @@ def test_readings_are_those_of_the_rows(probe, reader):
     np.testing.assert_allclose(found["vision"][0], expected, atol=1e-4)
     assert found["vision"].shape == found["vision/control"].shape
     assert not np.allclose(found["vision"], found["vision/control"], atol=1e-4)
+
+
+def test_the_towers_patches_are_counted_by_the_processors_own_settings(tmp_path):
+    """By the published bounds this picture would have 8 × 12 patches, other than it has cells."""
+    tiny = LLAVAS["llava-onevision"]
+    processor = tiny.processor(tmp_path)
+    tiny.family.set_pixel_budget(processor, min_pixels=None, max_pixels=20 * 14)
+    Image.new("RGB", (56, 28)).save(tmp_path / "a.png")
+    asked = Turn("user", (ImageRef("a.png", tmp_path / "a.png"), "?"))
+    (image,) = tiny.family.encode(processor, Conversation((asked, Turn("assistant", ("a",))))).images
+    assert image.grid == (4, 8) and _sees_cells(tiny.model(), ProbeEncoder(tiny.family, processor), image)
 
 
 def test_what_cannot_be_read_is_left_out(probe, reader):

@@ -21,6 +21,7 @@ from diagnostics.web.engine import CONTROL, Engine, Keep, reply_text
 from diagnostics.web.reply_capture import has_square_cells
 from diagnostics.web.reply_queue import Partial
 from finetune.families import ImageTokens
+from finetune.model.checkpoint import load
 from finetune.samples.conversation import ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_processor, write_picture
 from tests.finetune.families.tiny_families import GRIDS
@@ -370,6 +371,28 @@ def test_an_adapter_off_answers_as_the_base_does_and_on_again_as_before(processo
     assert off.model is adapted.model and off._queue is adapted._queue
     with pytest.raises(ValueError, match="no adapter to turn off; use an adapter folder"):
         base.adapter_off()
+
+
+def test_with_the_adapter_off_pictures_are_read_as_the_base_reads_them(tmp_path, pictures, capsys):
+    """An adapter's folder has the processor that it was trained with."""
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+        processor = tiny_processor(tmp_path / name)
+        if name == "adapter":
+            processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+        processor.save_pretrained(tmp_path / name)
+    tiny_model().save_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False)
+    adapted = get_peft_model(load(tmp_path / "base")[0], lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    engine = Engine.load(tmp_path / "adapter", mode="full", cpu_only=True)
+    assert "other settings than its base's (image_mean); with the adapter off" in capsys.readouterr().out
+    base = Engine.load(tmp_path / "base", mode="full", cpu_only=True)
+    off, plain, on = (ask(one, question(pictures[0]))[-1] for one in (engine.adapter_off(), base, engine))
+    np.testing.assert_array_equal(off.trace.rows[1], plain.trace.rows[1])
+    assert engine.processor.image_processor.image_mean == [0.1, 0.2, 0.3]
+    assert not np.array_equal(on.trace.rows[1], plain.trace.rows[1])
+    assert "settings" not in capsys.readouterr().out
 
 
 def test_an_adapter_that_trains_biases_is_not_offered_switched_off(processor):

@@ -722,6 +722,27 @@ def test_answers_are_balanced_for_each_two_things_as_far_as_there_are_pictures()
     assert counts["cat", "left"] - counts["cat", "right"] <= 4 < 8 <= counts["cat", "right"]
 
 
+def test_own_questions_are_balanced_by_choice_and_none_is_dropped():
+    """The cat lies on the bench in three of four pictures; beside it another template asks about a dog."""
+    scenes = [scene(digest=str(i)) for i in range(80)]
+
+    def lying(label: str, about: str = "cat") -> Question:
+        return Question("g", "own-0", "own-0", "en", "What?", label, label, about=(about,), own=True)
+
+    def ask(place: int) -> list[Question]:
+        return [lying("couch" if place % 4 == 0 else "bench")]
+
+    chosen = for_training(scenes, range(80), ask, per_picture=3, most=None, seed=0)
+    assert Counter(one.question.label for one in chosen) == {"bench": 60, "couch": 20}
+    assert len(said_by_words(chosen)) == 40
+    topics = {i: topics_of(ask(i)) for i in range(80)}
+    probes = for_probes(scenes, topics, range(80), ask, per_group=38, seed=0)
+    counts = Counter(one.question.label for one in probes)
+    assert counts == {"bench": 19, "couch": 19}
+    alone = [Asked(scenes[0], lying("bench", str(at))) for at in range(5)]
+    assert said_by_words(alone) == []  # each is asked once
+
+
 def test_rare_questions_come_first():
     scenes = [scene(digest=str(i)) for i in range(60)]
 

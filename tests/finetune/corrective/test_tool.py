@@ -114,6 +114,33 @@ def test_where_cannot_be_told_from_the_question(tmp_path: Path, capsys):
     assert "could be answered from their words" in shown
 
 
+def test_own_questions_that_their_words_answer_are_counted(tmp_path: Path, capsys):
+    """The dog is always on the bench; the cat is half of the time on it and half of the time on the sphere."""
+    things = ("bench", [4, 24, 24, 8]), ("sphere", [36, 24, 24, 8])
+    on = {at: [at, 8, 10, 16] for at in (10, 42)}
+    pictures = {f"{i}.png": [*things, ("cat", on[10 if i % 2 else 42])] for i in range(40)}
+    pictures |= {f"d{i}.png": [*things, ("dog", on[10])] for i in range(20)}
+    write_coco(tmp_path, pictures)
+    template = {
+        "group": "place", "subject": ["cat", "dog"], "relation": "on", "object": ["bench", "sphere"],
+        "question": {"en": "What is {the subject} lying on?"}, "answer": {"en": "{the object}"},
+    }  # fmt: skip
+    (tmp_path / "own.json").write_text(json.dumps({"version": 1, "templates": [template]}))
+    options = ["--images", str(tmp_path / "pictures"), "--boxes", str(tmp_path / "instances.json")]
+    options += ["--templates", str(tmp_path / "own.json"), "--language", "en", "--held_out", "0.4"]
+    assert main([*options, "--output_dir", str(tmp_path / "out")]) == 0
+    data, _ = left(tmp_path / "out")
+    dogs = sum("the dog lying on" in record["conversations"][0]["value"] for record in data)
+    shown = capsys.readouterr().out
+    known, times = re.findall(
+        r"^  (\d+) of these, of your own templates, could be answered from their words: 'What is the dog lying on\?' "
+        r"is answered 'the bench' in (\d+) of \2;",
+        shown,
+        re.M,
+    )[0]
+    assert int(times) == dogs <= int(known) < len(data) and dogs > 5  # they are kept
+
+
 def test_the_same_call_makes_the_same_files(call, tmp_path: Path, rooms: Path):
     assert main(call()) == 0
     first = [(tmp_path / "out" / name).read_bytes() for name in (DATA_FILE, PROBE_FILE)]

@@ -128,6 +128,7 @@ def test_what_is_written_gives_the_same_arguments(name: str):
         for key in here & set(given):
             assert str(kept[key]).replace(f"{Path.cwd()}/", "") == str(given[key])
     before, after = args.training.to_dict(), again.training.to_dict()
+    assert after["output_dir"] == str(Path.cwd() / before.pop("output_dir"))
     assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == {}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,31 @@ def test_data_of_earlier_starts_is_looked_through_too(pictures, tmp_path, capsys
     Path(before["data_path"]).unlink()
     assert RunData(pictures).trained_on([run]) == {digest(pictures[2])}
     assert f"its data {before['data_path']} is gone; {UNKNOWN}" in capsys.readouterr().out
+
+
+def test_data_of_models_that_are_gone_is_known_by_the_record_of_what_began_with_them(
+    pictures, tmp_path, capsys
+):
+    first, run = a_run(tmp_path / "a", pictures[:2]), a_run(tmp_path / "b", pictures[2:3])
+    stints = [{"after": 0, "marks": json.loads((first / "run.json").read_text())["marks"], "whole": True}]
+    earlier = [
+        {"model": str(first), "kind": "model", "end": 4, "stints": stints},
+        {"model": "somebodys/adapter", "kind": "adapter", "end": None, "stints": None},
+    ]
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**content, "lineage": {"earlier": earlier, "stints": []}}))
+    shutil.rmtree(first)
+    known = {digest(one) for one in pictures[:3]}
+    assert RunData(pictures).trained_on([run]) == known
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    (merged / "lineage.json").write_text(json.dumps({"version": 1, "earlier": earlier}))
+    assert RunData(pictures).trained_on([merged]) == {digest(one) for one in pictures[:2]}
+    assert capsys.readouterr().out == ""
+    (merged / "lineage.json").write_text('{"version": 1}')
+    assert RunData(pictures).trained_on([merged]) == frozenset()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{merged}: what it was trained on cannot be read" in line and "earlier: missing" in line
 
 
 def test_the_model_that_a_run_began_with_does_not_come_from_it(pictures, tmp_path):

@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 
 from finetune.flags.parse import parse
+from finetune.model.run_data import run_of
 from finetune.training import run_folder
-from finetune.training.lineage import Earlier, Lineage, Stint, begun, of_content
+from finetune.training.lineage import (
+    Earlier,
+    Lineage,
+    Stint,
+    begun,
+    of_content,
+    of_export,
+    recorded_run_of,
+)
 from tests.finetune.training.test_run_folder import add_checkpoint
 
 CATS, DOGS, BIRDS = (
@@ -86,6 +95,33 @@ def test_what_no_run_of_ours_trained_is_not_recorded_and_a_base_is_no_origin(tmp
     broken = trained(tmp_path / "broken", CATS)
     (broken / "run.json").write_text('{"marks": {}, "lineage": {"stints": [3], "earlier": []}}')
     assert begun({"lora_weight_path": str(broken)}, None, 0).earlier[0].stints is None
+
+
+def test_weights_are_of_a_run_where_its_record_is_of_them(tmp_path: Path):
+    """A checkpoint that was left behind comes from its run, which went on with other data in its place."""
+    run = trained(tmp_path / "run", CATS | {"model_name_or_path": str(tmp_path / "run" / "base")}, 5, 10)
+    run_folder.set_beyond_aside(run, 5)
+    trained(run, DOGS, 10)
+    (run / "base").mkdir()
+    left = run / "superseded" / "checkpoint-10"
+    for weights, own, recorded in (
+        (run, run, run), (run / "checkpoint-5", run, run), (left, run, None), (run / "base", None, None),
+        (tmp_path, None, None),
+    ):  # fmt: skip
+        assert (run_of(weights), recorded_run_of(weights)) == (own, recorded), weights
+    assert [one.stints for one in begun({"lora_weight_path": str(left)}, None, 0).earlier] == [None]
+    (one,) = begun({"lora_weight_path": str(run / "checkpoint-10")}, None, 0).earlier
+    assert one.stints and [stint.after for stint in one.stints] == [0, 5]
+
+
+def test_a_broken_lineage_beside_an_export_is_one_message(tmp_path: Path):
+    (tmp_path / "lineage.json").write_text('{"version": 1, "earlier": [{"model": 3}]}')
+    with pytest.raises(
+        ValueError, match=r"lineage\.json: earlier: found a list of 1, .*\nexport the model again"
+    ):
+        of_export(tmp_path)
+    assert begun({"model_name_or_path": str(tmp_path)}, None, 0).earlier[0].stints is None
+    assert of_export(tmp_path / "none") is None
 
 
 def test_a_run_that_goes_on_in_another_folder_has_the_steps_of_the_first(tmp_path: Path):

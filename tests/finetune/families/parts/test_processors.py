@@ -4,7 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from finetune.families.parts.processors import KeepsVideoSettings, chat_template, without_videos
+from finetune.families.parts.processors import (
+    KeepsVideoSettings,
+    chat_template,
+    differing_settings,
+    without_videos,
+)
+from tests.finetune.families.tiny_families import ALL
 
 
 @pytest.mark.parametrize(
@@ -40,3 +46,27 @@ def test_a_processor_without_videos_has_the_name_of_transformers_own_and_keeps_t
     assert processor.to_dict() == {"a": 1}
     processor.videos = {"fps": 2}
     assert processor.to_dict() == {"a": 1, "video_processor": {"fps": 2}}
+
+
+def test_settings_by_which_two_processors_read_otherwise_are_named(tmp_path):
+    tiny = ALL["qwen2.5-vl"]
+    processor = tiny.processor(tmp_path)
+    processor.save_pretrained(tmp_path / "saved")
+
+    def saved():
+        return tiny.family.load_processor(str(tmp_path / "saved"))
+
+    assert differing_settings(processor, saved()) == {}  # a copy with other names of classes, tuples as lists
+    other = saved()
+    other.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert differing_settings(processor, other) == {
+        "image_mean": ([*processor.image_processor.image_mean], [0.1, 0.2, 0.3])
+    }
+    other = saved()
+    other.chat_template = f"{other.chat_template} "
+    assert [*differing_settings(processor, other)] == ["chat_template"]
+    other = saved()
+    other.tokenizer.add_tokens(["左右"])
+    tiny.family.set_pixel_budget(other, min_pixels=None, max_pixels=28 * 28 * 12)
+    assert [*differing_settings(processor, other)][-1] == "vocabulary"
+    assert {*differing_settings(processor, other)} & {"size", "max_pixels"}

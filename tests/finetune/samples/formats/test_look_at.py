@@ -137,6 +137,10 @@ def test_entries_that_leave_open_which_are_refused(folder, count, answer):
         ({"phrase": "cat"}, "found an object, expected a list"),
         (["cat"], r"look_at\[0\]: found a string, expected"),
         ([{"phrase": "dog", "boxes": [BOX]}], "phrase: 'dog' is not in the answer 'I see the cat'"),
+        (
+            [{"phrase": "ca", "boxes": [BOX]}],
+            "phrase: 'ca' is only inside a longer word of the answer 'I see",
+        ),
         ([{"phrase": " ", "boxes": [BOX]}], "phrase: found ' ', expected words"),
         ([{"phrase": "cat", "boxes": [[10, 5, 41, 15]]}], "expected it inside the picture, 40 × 20 pixels"),
         ([{"phrase": "cat", "boxes": [[20, 5, 10, 15]]}], "expected x0 < x1"),
