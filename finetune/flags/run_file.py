@@ -23,6 +23,7 @@ from finetune import fields
 from finetune.data.mixture import parse_source
 from finetune.flags import help
 from finetune.flags.arguments import Arguments
+from finetune.flags.flags_of_2023 import RENAMED
 
 # YAML 1.1 reads a bare "no" as false.
 _WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy")
@@ -121,7 +122,6 @@ HEADER = """\
 _NOT_WRITTEN = {
     "config", "overwrite_output_dir", "resume_from_checkpoint", "dry_run",
     "local_rank", "deepspeed_plugin",  # of one process
-    "gradient_checkpointing", "gradient_checkpointing_kwargs",  # old names, kept equal to the new ones
     "greater_is_better",  # follows from the metric, which a flag beside the file may change
 }  # fmt: skip
 _USUAL_BACKEND = "inductor"
@@ -178,6 +178,8 @@ def values_of(arguments: Arguments) -> dict[str, Any]:
     # transformers makes words of it, and its flag takes only the booleans.
     values["include_num_input_tokens_seen"] = values["include_num_input_tokens_seen"] != "no"
     left_out = _NOT_WRITTEN | {name for name in values if name.endswith("_token")}
+    # Old names, kept equal to the new ones where the installed transformers has these.
+    left_out |= {old for old, new in RENAMED.items() if new in values}
     if not torch.accelerator.is_available():
         left_out |= {"use_cpu"}
     if values["use_cpu"]:

@@ -75,13 +75,16 @@ def load(
     config = check(name_or_path, cache_dir=cache_dir, base=base, allow_other_base=allow_other_base)
     base_name, adapter = resolve(name_or_path, base=base)
     family = families.family_of(config)
+    kernel: str | dict[str, str] | None = attn_implementation
     if attn_implementation is not None:
         check_kernel(attn_implementation)
         check_kernel_of(config, attn_implementation)
+    elif _beyond_sdpa(config) is not None:
+        kernel = {"text_config": "eager"}
     options: dict[str, Any] = {
         "dtype": dtype if dtype is not None else "auto",
         "cache_dir": cache_dir,
-        **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
+        **({} if kernel is None else {"attn_implementation": kernel}),
     }
     if quantize:
         options["quantization_config"] = four_bit(config, family, compute_dtype=dtype)
@@ -214,15 +217,22 @@ def check_kernel_of(config: Any, name: str) -> None:
         raise ValueError(
             f"--attn_implementation {name}: {fault}; give sdpa, or eager where sdpa is refused too"
         )
-    text = getattr(config, "text_config", None)
-    if name != "sdpa" or type(text) not in MODEL_MAPPING:
-        return
-    language = MODEL_MAPPING[type(text)]
-    if not language._supports_sdpa:
+    if name == "sdpa" and (language := _beyond_sdpa(config)) is not None:
         raise ValueError(
-            f"--attn_implementation sdpa: the language model is a {language.__name__}, whose attention logits are "
+            f"--attn_implementation sdpa: the language model is a {language}, whose attention logits are "
             "capped or have sinks, which SDPA cannot; give --attn_implementation eager"
         )
+
+
+def _beyond_sdpa(config: Any) -> str | None:
+    """The class of a language model whose attention SDPA cannot compute; None where it can."""
+    text = getattr(config, "text_config", None)
+    if type(text) not in MODEL_MAPPING:
+        return None
+    language = MODEL_MAPPING[type(text)]
+    # transformers 5.17 has Gemma 2 under SDPA, and leaves its cap out without a word.
+    can = language._supports_sdpa and not getattr(text, "attn_logit_softcapping", None)
+    return None if can else str(language.__name__)
 
 
 def load_config(name_or_path: str | Path, *, cache_dir: str | None = None) -> Any:

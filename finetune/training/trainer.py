@@ -163,6 +163,7 @@ class FinetuneTrainer(SavingTrainer):
         self.step_tokens: list[int] = []  # trained in this process by each step since the last log
         self.empty_steps = 0
         self.has_trained = False
+        self.begun_after = 0  # step
         self.lacks_evaluation_of: str | None = None
         self.looking: LookSteps | None = None
         if looking is not None:
@@ -321,6 +322,7 @@ class FinetuneTrainer(SavingTrainer):
         if self.looking is not None:
             self.looking.language_nats = 0.0
         self.empty_steps = 0
+        self.begun_after = step
         epoch, steps_done = self.schedule.place(step)
         skipped = 0 if self.args.ignore_data_skip else steps_done * self.args.gradient_accumulation_steps
         return epoch, skipped
@@ -562,8 +564,11 @@ class FinetuneTrainer(SavingTrainer):
         elif "train_loss" in logs and not self.has_trained:
             return  # resumed at its last step: duration and mean loss would be those of nothing
         elif "train_loss" in logs:
-            # The mean is of the steps of this start; in transformers 5.17, over those of all starts.
-            steps = self.state.global_step - getattr(self, "_initial_global_step", 0)
+            steps = self.state.global_step - self.begun_after
+            if not hasattr(
+                self, "_initial_global_step"
+            ):  # transformers 5.17 divides by the steps of all starts
+                logs["train_loss"] *= self.state.global_step / max(steps, 1)
             _spread(logs, "train_loss", steps, self.empty_steps + self._empty_steps_taken())
         super().log(logs, start_time)
 
