@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -102,6 +102,15 @@ KEPT_PIXELS_BYTES = 2**28
 """Memory for pixels of probes, which stay from one checkpoint to the next."""
 WITH_ADAPTER = " with the adapter "
 """In the name of an untrained model: it is not its base alone, since its adapter was trained before."""
+
+
+class Unsaved(NamedTuple):
+    """Records of a step that are not on disk yet, and the arguments of ``RecordArchive.save``."""
+
+    step: int
+    records: Mapping[str, AttentionRecord]
+    depth: MeasurementPlan
+    best: str | None
 
 
 class AttentionMonitor(TrainerCallback):
@@ -227,6 +236,7 @@ class AttentionMonitor(TrainerCallback):
         self._judged: tuple[Probe, ...] = self.probes
         self._baseline: dict[str, AttentionRecord] = {}
         self._last: dict[str, AttentionRecord] = {}
+        self._unsaved: Unsaved | None = None
         self._stopping = Stopping(self.stop_patience)
         self._reader: ProbeEncoder | None = None
 
@@ -642,6 +652,7 @@ class AttentionMonitor(TrainerCallback):
             self._probe_now(at, model, depth)
 
     def _probe_now(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> dict[str, AttentionRecord]:
+        self._save_late()
         self._last = records = self._probe(at, model, depth=depth)
         if records:
             self._show(at.step, records)
@@ -680,10 +691,30 @@ class AttentionMonitor(TrainerCallback):
             return ordered
         if not at.first:
             return {}
-        with self._reporting("records could not be written", lacks=f"records of step {at.step}"):
-            self._archive.save(at.step, ordered, depth, best=at.best)
-            return ordered
-        return {}
+        self._unsaved = Unsaved(at.step, ordered, depth, at.best)
+        return ordered if self._saved() else {}
+
+    def _saved(self) -> bool:
+        """Write the records that were measured last; where a disk refuses them, they stay for another try."""
+        assert self._unsaved is not None
+        step, records, depth, best = self._unsaved
+        lacks = f"records of step {step}"
+        with self._reporting("records could not be written", lacks=lacks):
+            self._archive.save(step, records, depth, best=best)
+            self._unsaved = None
+            self._failures.made_up(lacks)
+        return self._unsaved is None
+
+    def _save_late(self) -> None:
+        """Another try at what a disk refused at the last checkpoint: its model is gone, and with it all that could
+        measure it again."""
+        if self._unsaved is None:
+            return
+        step, records = self._unsaved.step, self._unsaved.records
+        if self._saved():
+            self._last = dict(records)
+            self._show(step, records)
+        self._unsaved = None  # kept on, they would lie in memory beside those of the next checkpoint
 
     def _before(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> BeforeModel | None:
         """The untrained model, the source of attention to put back; None if any rank lacks it, which is reported."""
@@ -836,6 +867,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _finish(self, step: int) -> None:
         """Write the comparison and the last pictures, and report what is missing."""
+        self._save_late()
         self._compare(step, say=True)
         shown = self._shown
         self._close()

@@ -55,6 +55,10 @@ class Failures:
         if what not in self.missing:
             self.missing.append(what)
 
+    def made_up(self, what: str) -> None:
+        """What the run lacked is there after all."""
+        self.missing = [one for one in self.missing if one != what and not one.startswith(f"{what} (")]
+
     def words(self, folder: Path | None) -> str:
         """What the folder lacks, in one line; "" if nothing."""
         return f"{folder} lacks: {'; '.join(self.missing)}"[:LINE_MAX] if self.missing else ""

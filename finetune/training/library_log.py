@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 from finetune.distributed import is_main
@@ -39,12 +39,30 @@ class _Diverted(logging.Filter):
         return False
 
 
+class _File(logging.FileHandler):
+    """A disk that refuses the log has one line in the place of tracebacks; the run itself says more where it writes."""
+
+    has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name in logging)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.has_failed:
+            self.has_failed = True
+            print(f"{self.baseFilename}: {error.strerror}; what libraries say is lost", file=sys.__stderr__)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is still to be written
+            super().close()
+
+
 class _Log:
     """The open log of this process, and how loggers were before."""
 
     def __init__(self, path: Path) -> None:
         self.path = path if is_main() else Path(os.devnull)
-        self.handler = logging.FileHandler(self.path, mode="a", encoding="utf-8", delay=True)
+        self.handler = _File(self.path, mode="a", encoding="utf-8", delay=True)
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
         self.diverted = _Diverted(self.handler)
         self.levels: dict[logging.Handler, int] = {}

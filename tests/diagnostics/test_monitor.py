@@ -313,6 +313,34 @@ def test_later_failures_are_told_once_and_training_goes_on(
     )
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_records_that_a_disk_refused_once_are_written_later(
+    tmp_path, processor, probe_file, run, monkeypatch, step
+):
+    """Their model is gone by then, and the same command again could not measure it."""
+    save, refused = RecordArchive.save, []
+
+    def full_once(self, at, *given, **more):
+        if at == step and not refused:
+            refused.append(at)
+            raise WriteError(
+                self.folder(at) / "complete.json", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            )
+        save(self, at, *given, **more)
+
+    monkeypatch.setattr(RecordArchive, "save", full_once)
+    watcher = AttentionMonitor(processor, probe_file)
+    train(tmp_path, processor, probe_file, [watcher])
+    assert refused == [step] and watcher.missing == []
+    for path in sorted((run[0] / "attention").rglob("*.safetensors")):
+        again = AttentionRecord.load(tmp_path / "attention" / path.parent.name / path.name)
+        assert again.scores == AttentionRecord.load(path).scores
+    found, whole = (
+        json.loads((one / "comparison" / "comparison.json").read_text()) for one in (tmp_path, run[0])
+    )
+    assert found["groups"] == whole["groups"]
+
+
 @pytest.mark.parametrize(
     ("target", "file"),
     [((monitor_module, "write_probes"), "probes.json"), ((Calibration, "save"), "calibration.json")],

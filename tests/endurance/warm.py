@@ -7,6 +7,7 @@ from the parent too: a *spare* child, forked before the program begins, takes th
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import importlib
@@ -241,6 +242,7 @@ def load(modules: Path) -> None:
         if not name.startswith(NOT_WARM):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+    codecs.lookup("utf-8-sig")  # found once: who becomes nobody may not read Python's own folder
 
 
 def main() -> None:

@@ -80,3 +80,16 @@ def test_an_empty_log_is_no_file(library, tmp_path: Path, capfd):
         pass
     assert library_log.end() is None and not list(tmp_path.iterdir())
     assert capfd.readouterr().out == "before any log\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_has_one_line_and_ends_nothing(library, tmp_path: Path, capfd):
+    (tmp_path / LOG_FILE).symlink_to("/dev/full")
+    library_log.begin(tmp_path)
+    library.warning("a note")
+    library.warning("another")
+    library_log.end()
+    assert (
+        capfd.readouterr().err
+        == f"{tmp_path / LOG_FILE}: No space left on device; what libraries say is lost\n"
+    )
