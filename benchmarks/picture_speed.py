@@ -17,8 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 def measure(attention_dir: Path) -> dict[str, object]:
     """CPU seconds of all pictures of a run's archive."""
-    from diagnostics.drawing.archive_pictures import ArchivePictures, probe_sheet
-    from diagnostics.drawing.probe_picture import draw_probe, encode_png
+    from diagnostics.drawing.archive_pictures import ArchivePictures, probe_png
     from diagnostics.records.archive import recorded_steps
 
     archive = ArchivePictures.open(attention_dir)
@@ -28,8 +27,7 @@ def measure(attention_dir: Path) -> dict[str, object]:
     began = time.process_time()
     for step in steps:
         for probe in archive.probes:
-            pair = archive.pair(probe, step)
-            encode_png(draw_probe(probe_sheet(pair), pair.maps()))
+            probe_png(archive.pair(probe, step))
     seconds, pictures = time.process_time() - began, len(steps) * len(archive.probes)
     return {
         "pictures": pictures,

@@ -19,7 +19,7 @@ from diagnostics.comparison.typical import typical_before
 from diagnostics.drawing import board_picture
 from diagnostics.drawing.board import SHOWN_PER_GROUP, shown_probes
 from diagnostics.drawing.figures import layers_heads_figure
-from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe, draw_strip, encode_png
+from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe, draw_strip, encode_png, map_rows
 from diagnostics.drawing.sink import TaggedPicture
 from diagnostics.drawing.tags import map_tag, overview_tag, strip_tag
 from diagnostics.records.archive import (
@@ -207,12 +207,17 @@ def outcome_of(drawn: Future[str | None]) -> str | None:
         return f"a drawing process ended early: {error}"
 
 
+def probe_png(pair: ProbePair) -> bytes:
+    """One probe's picture of all key layers."""
+    sheet, maps = probe_sheet(pair), pair.maps()
+    return encode_png(draw_probe(sheet, maps), map_rows(sheet.picture.size, len(maps)))
+
+
 def draw_archive_picture(archive: ArchivePictures, probe: Probe, step: int) -> str | None:
     """Draw one probe's picture of all key layers, from its records on disk; returns None or what went wrong."""
     try:
         pair = archive.pair(probe, step)
-        picture = draw_probe(probe_sheet(pair), pair.maps())
-        write_atomically(archive.picture_path(probe.id, step), encode_png(picture))
+        write_atomically(archive.picture_path(probe.id, step), probe_png(pair))
     except (ValueError, OSError) as error:  # a bad picture or a full disk must not stop the others
         return f"picture of probe {probe.id}: {error}"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,6 +51,7 @@ TITLE_TYPE, SIDE_TYPE, GROUP_TYPE, COLUMN_TYPE = 19, 17, 14, 16
 TITLE_BASELINE, RULE_Y, HEADER_HEIGHT = 25, 34, 62
 TITLE_GAP, GROUP_WIDTH_MIN = 18, 60
 TAG_TYPE = 12
+BAR_BELOW, BAR_HEIGHT, BELOW_MAPS = 38, 8, 76  # from the maps down: to the colour bars, and to the next layer
 STRIP_HEAD, STRIP_ABOVE = 79, 41
 STRIP_PANEL_MIN = 120  # of a strip: below it the numbers under a panel run into each other
 
@@ -96,6 +97,14 @@ def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
     parts += [_layer_row(sheet, maps, dimmed, pen, titled=len(layers) > 1) for maps in layers]
     parts.append(_caption(sheet, pen))
     return _stacked(parts)
+
+
+def map_rows(picture_size: tuple[int, int], layers: int) -> Iterator[tuple[int, int]]:
+    """The rows of ``draw_probe`` with maps and colour bars, for an original of ``picture_size`` (width, height)."""
+    above, high, top = _above(layers > 1), _panel_size(picture_size)[1], HEADER_HEIGHT
+    for _ in range(layers):
+        yield top + above, top + above + high + BAR_BELOW + BAR_HEIGHT
+        top += above + high + BELOW_MAPS
 
 
 def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
@@ -172,10 +181,12 @@ def outline_said(
     outline_boxes(drawn, [box], image_size, GOOD if said.is_right else BAD, line)
 
 
-def encode_png(picture: Image.Image) -> bytes:
+def encode_png(picture: Image.Image, dithered: Iterable[tuple[int, int]] | None = None) -> bytes:
     """PNG bytes with 256 colours of the picture's own, dithered so that maps show no bands.
 
     At most one byte a pixel before compression: about two thirds of true colour.
+
+    dithered   from which row to which, exclusive; the rest is paper and type. None: all
     """
     # The palette comes from a thumbnail (a tenth of the time); dithering happens only with a palette given.
     thumbnail = picture.resize((picture.width // 6, picture.height // 6), Image.Resampling.NEAREST)
@@ -183,10 +194,15 @@ def encode_png(picture: Image.Image) -> bytes:
         thumbnail.paste(colour, (index * 12, 0, index * 12 + 12, 12))
     # Colours of an octree are nearer to the picture than those of a median cut, and found in a twentieth of its time.
     palette = thumbnail.quantize(256, method=Image.Quantize.FASTOCTREE)
+    if dithered is None:
+        few = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    else:
+        few = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+        for top, bottom in dithered:
+            rows = picture.crop((0, top, picture.width, bottom))
+            few.paste(rows.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG), (0, top))
     buffer = io.BytesIO()
-    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
-        buffer, format="PNG", compress_level=2
-    )
+    few.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -272,8 +288,8 @@ def _layer_row(
     ]
     panels = [heat_over(dimmed, pixels, scale.top) for pixels in laid]
     panels.append(difference_over(dimmed, laid[1] - laid[0], scale.swing))
-    above = 24 if titled else 3
-    part = Image.new("RGB", (WIDTH, above + size[1] + 76), PAPER)
+    above = _above(titled)
+    part = Image.new("RGB", (WIDTH, above + size[1] + BELOW_MAPS), PAPER)
     draw = ImageDraw.Draw(part)
     if titled:
         pen.write(draw, (MARGIN, 16), f"layer {maps.layer}", 15, SOFT, anchor="ls")
@@ -283,12 +299,17 @@ def _layer_row(
             outline_said(panel, (sheet.before, sheet.after)[column].box, sheet.picture.size, line=2)
         part.paste(panel, (_column(column) + (PANEL - size[0]) // 2, above))
     _write_readings(draw, maps.readings, above + size[1] + 20, pen)
-    _colour_bars(part, draw, scale, above + size[1] + 38, pen)
+    _colour_bars(part, draw, scale, above + size[1] + BAR_BELOW, pen)
     return part
 
 
 def _outline_all(drawn: Image.Image, sheet: ProbeSheet, pen: Pen, *, named: bool) -> None:
     outline_regions(drawn, sheet.regions, sheet.picture.size, pen, named=named, line=1, type_size=TAG_TYPE)
+
+
+def _above(titled: bool) -> int:
+    """Pixels above a layer's maps: for its number, where there are several."""
+    return 24 if titled else 3
 
 
 def outline_boxes(
@@ -372,10 +393,10 @@ def colour_bar() -> Image.Image:
 def _bars() -> tuple[Image.Image, Image.Image]:
     """Both colour bars, on the grey of a dimmed picture."""
     wide = 2 * PANEL + GUTTER
-    ground = Image.new("RGB", (wide, 8), (62, 64, 70))
-    heat = np.tile(np.linspace(0, 1, wide), (8, 1))
-    swing = np.tile(np.linspace(-1, 1, PANEL), (8, 1))
-    return heat_over(ground, heat, 1.0), difference_over(ground.crop((0, 0, PANEL, 8)), swing, 1.0)
+    ground = Image.new("RGB", (wide, BAR_HEIGHT), (62, 64, 70))
+    heat = np.tile(np.linspace(0, 1, wide), (BAR_HEIGHT, 1))
+    swing = np.tile(np.linspace(-1, 1, PANEL), (BAR_HEIGHT, 1))
+    return heat_over(ground, heat, 1.0), difference_over(ground.crop((0, 0, PANEL, BAR_HEIGHT)), swing, 1.0)
 
 
 def _caption(sheet: ProbeSheet, pen: Pen) -> Image.Image:

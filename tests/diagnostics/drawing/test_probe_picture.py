@@ -32,6 +32,7 @@ from diagnostics.drawing.probe_picture import (
     draw_strip,
     encode_png,
     map_panel,
+    map_rows,
 )
 from finetune import fonts
 from finetune.fonts import Pen
@@ -144,9 +145,32 @@ def test_a_png_is_small_and_keeps_the_colours() -> None:
     drawn = Image.open(io.BytesIO(png)).convert("RGB")
     assert drawn.size == page.size and len(png) < 100_000
     assert min(drawn.getpixel((3, 3))) > 250  # type: ignore[type-var, arg-type]
-    smooth = ImageFilter.BoxBlur(2)  # what an eye sees of dithering
+    assert off_by_eye(page, png) < 1.5
+
+
+def off_by_eye(page: Image.Image, png: bytes) -> float:
+    """How far a PNG is from its picture (root mean square of 256 levels), dithering blurred."""
+    smooth = ImageFilter.BoxBlur(2)
+    drawn = Image.open(io.BytesIO(png)).convert("RGB")
     off = np.asarray(drawn.filter(smooth), float) - np.asarray(page.filter(smooth), float)
-    assert np.sqrt((off**2).mean()) < 1.5
+    return float(np.sqrt((off**2).mean()))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_rows_of_maps_and_colour_bars_are_dithered_and_type_is_not(layers: int) -> None:
+    of, maps = sheet(), [layer(number=n) for n in range(layers)]
+    page, rows = draw_probe(of, maps), [*map_rows(of.picture.size, layers)]
+    assert len(rows) == layers
+    grey = np.asarray(page.convert("RGB")).astype(int)
+    coloured = (grey.max(2) - grey.min(2)).max(1) > 100  # the brightest of a map, and of a bar
+    ends = [edge for top, bottom in rows for edge in (top, bottom)]
+    for top, bottom in zip([0, *ends[1::2]], [*ends[::2], page.height - 100], strict=True):
+        assert not coloured[top:bottom].any()  # before, between and below them, down to the answers
+    for _, bottom in rows:
+        assert coloured[bottom - 1] and not coloured[bottom]
+    png = encode_png(page, rows)
+    assert off_by_eye(page, png) < 1.5
+    assert len(png) < len(encode_png(page))
 
 
 def test_without_a_chinese_font_chinese_is_an_error_and_english_is_not(
