@@ -1,6 +1,6 @@
 """The part of a run that supervises attention: its settings from flags, its checks, and what is printed about it."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from finetune.data.dataset import ConversationDataset
@@ -34,6 +34,7 @@ def check_looking(
     look_preview.check_layers(layers, model, family)
     # Which key layers are chosen is not known yet: of all, the last one is the easiest to move.
     look_preview.check_moves(model, family, layers or attending_layers(model, family)[-1:])
+    say(*_release_remarks(args))
     words = f"layers {', '.join(map(str, layers))}" if layers else "the key layers"
     if train_set.lengths is None:
         say(f"attention is supervised in {words}; streaming: rows are not counted in advance")
@@ -41,6 +42,23 @@ def check_looking(
     count = look_preview.count_rows(train_set)
     say(*look_preview.summary(train_set, count, words, whole=args.training.dry_run))
     return None if args.training.dry_run else look_preview.picture_digests(train_set, count.places)
+
+
+def _release_remarks(args: Arguments) -> Iterator[str]:
+    """Where weights may be kept of a step before supervision has fallen to 0."""
+    early = [
+        flag
+        for flag, given in (
+            (f"--stop_when {args.monitor.stop_when}", args.monitor.stop_when is not None),
+            ("--load_best_model_at_end True", args.training.load_best_model_at_end),
+        )
+        if given
+    ]
+    if early and args.look.look_release > 0:
+        yield (
+            f"--look_release {args.look.look_release:g} lets the run end on the language loss alone, but "
+            f"{' and '.join(early)} may keep weights of a step before that, which supervision still moves"
+        )
 
 
 def settings_of(

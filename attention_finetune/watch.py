@@ -5,7 +5,7 @@ Diagnostics is imported inside functions, so that a run without --monitor loads 
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,16 @@ def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) ->
 
 
 def seen_pictures(
-    args: Arguments, probes: Probes, trained: Sequence[conversation.Conversation]
+    args: Arguments,
+    probes: Probes,
+    trained: Sequence[conversation.Conversation],
+    marks: Mapping[str, Any] | None = None,
 ) -> Collection[str]:
     """SHA-256 of the judged probes' pictures that are in the training data, or in that of runs that this one goes on
-    from, found by the first process alone, which says what that means; those of streamed data are not known."""
+    from, found by the first process alone, which says what that means; those of streamed data are not known.
+
+    marks   of the run: an earlier start of it with the same data is not looked through again
+    """
     if not probes.judged or not is_main():
         return ()
     files = [path for probe in probes.judged for path in probe.images]
@@ -92,19 +98,23 @@ def seen_pictures(
     else:
         found = same_pictures.files_among(files, trained)
         say(*seen_note(args, probes.judged, found))
-    earlier = RunData(files).trained_on(_began_with(args))
+    looked_through = None if args.data.streaming else marks
+    earlier = RunData(files, looked_through=looked_through).trained_on(_began_with(args))
     more = [path for path in files if path not in found and any_of([path], earlier)]
     say(*seen_note(args, probes.judged, more, earlier=True))
     return {*found.values(), *earlier}
 
 
 def _began_with(args: Arguments) -> list[str]:
-    """What a run goes on from, itself too: it may be resumed with other data."""
+    """What a run goes on from, itself too: it may be resumed with other data. A folder without a ``run.json`` of its
+    own is new, and below another run's folder it would pass for a part of that run."""
     training = args.training
     given = args.model.model_name_or_path, args.adaptation.lora_weight_path
-    own = None if training.overwrite_output_dir else training.output_dir
-    named = run_folder.named_checkpoint(training.resume_from_checkpoint)
-    return [str(one) for one in (*given, own, named) if one]
+    checkpoint = run_folder.named_checkpoint(training.resume_from_checkpoint)
+    own = Path(str(training.output_dir))
+    if checkpoint is None and not training.overwrite_output_dir and (own / run_folder.RUN_FILE).is_file():
+        checkpoint = run_folder.last_complete(own)[0] or own  # later steps, of other data, are not in it
+    return [str(one) for one in (*given, checkpoint) if one]
 
 
 def seen_note(

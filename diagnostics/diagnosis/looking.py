@@ -54,7 +54,12 @@ def unsupervised(records: Sequence[AttentionRecord]) -> Unsupervised:
     rows = tuple(row for row, layer in enumerate(layers) if layer not in trained)
     left = tuple(at for at in every if not records[at].supervised_picture)
     nothing_left = "" if rows and left else "every layer" if left else "every picture"
-    sentence = supervision_words(trained, pictures=len(every) - len(left), nothing_left=nothing_left)
+    sentence = supervision_words(
+        trained,
+        pictures=len(every) - len(left),
+        nothing_left=nothing_left,
+        unknown=any(one.supervised_unknown for one in records),
+    )
     return Unsupervised((), (), sentence) if nothing_left else Unsupervised(left, rows, sentence)
 
 

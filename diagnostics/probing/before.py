@@ -265,7 +265,7 @@ def loaded_beside(
                 reference,
                 dtype=first.dtype,
                 device=first.device,
-                attn_implementation=bare.config._attn_implementation,
+                attn_implementation=_kernel(bare.config),
                 cache_dir=cache_dir,
                 base=base,
                 allow_other_base=base is not None,  # it runs on it already
@@ -275,6 +275,14 @@ def loaded_beside(
     if (fault := difference(model, after)) is not None:
         raise NotAtHandError(fault)
     return OtherModel(model, reference)
+
+
+def _kernel(config: Any) -> str | None:
+    """The kernel to ask for; None where the language model has another than the rest, as ``load`` chooses where SDPA
+    cannot compute its attention."""
+    whole: str = config._attn_implementation
+    text = getattr(config, "text_config", None)
+    return whole if text is None or text._attn_implementation == whole else None
 
 
 def require_room(model: nn.Module) -> None:

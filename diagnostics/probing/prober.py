@@ -276,6 +276,7 @@ class Prober:
             highest_logit=whole(seen.highest_logit),
             supervised_layers=() if self.supervised is None else self.supervised.layers,
             supervised_picture=self.supervised is not None and self.supervised.saw(probe.images),
+            supervised_unknown=self.supervised is not None and self.supervised.some_unknown,
             supervised_connector=self.looks_through_supervised,
             trained_picture=any_of(probe.images, self.seen),
             precision=self._precision,

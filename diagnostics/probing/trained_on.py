@@ -44,7 +44,9 @@ def trained_on(
     layers = sorted({layer for one in noted for layer in one.layers})
     known = [one.pictures for one in noted if one.pictures is not None]
     looked_at = frozenset().union(*known) if known else None
-    return TrainedOn(Supervised(tuple(layers), looked_at, any(one.connector for one in noted)), seen)
+    connector, more = (any(getattr(one, name) for one in noted) for name in ("connector", "some_unknown"))
+    supervised = Supervised(tuple(layers), looked_at, connector, more and looked_at is not None)
+    return TrainedOn(supervised, seen)
 
 
 def with_base(name: str | Path, *, base: str | None = None) -> Iterator[str | Path]:

@@ -17,7 +17,6 @@ from diagnostics.records.names import EXPECTED, colliding, id_fault, same_file_w
 from finetune.files import write_atomically
 from finetune.printable import one_line
 from finetune.samples.box_numbers import looks_like_fractions
-from finetune.samples.formats.look_at import composed, occurrences
 from finetune.samples.images import open_image
 from finetune.samples.spelling import bare, begins
 
@@ -356,11 +355,11 @@ def _reference_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
         phrases = None
     said = [str(entry.get("question", "")), *map(str, _spellings(entry)[:1])]
     for phrase, region in (phrases or {}).items():
-        if not phrase or not any(occurrences(phrase, composed(one)) for one in said):
+        if not phrase or not any(phrase in one for one in said):
             yield (
                 "phrases",
                 shown(phrase),
-                "whole words of the question or the answer, verbatim (of several spellings: the first)",
+                "words that appear verbatim in the question or the answer (of several spellings: the first)",
             )
         if not isinstance(region, str) or region not in regions:
             yield f"phrases.{phrase}", shown(region), known

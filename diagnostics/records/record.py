@@ -156,6 +156,7 @@ class AttentionRecord:
     highest_logit          Float32[all layers, heads]: highest attention logit of the answer query
     supervised_layers      language layers whose attention was trained on (``--look_weight``)
     supervised_picture     this probe's picture was among those it was trained on
+    supervised_unknown     some of them are not known (streamed data); False in older records, which do not say
     supervised_connector   so was the attention of the resampler, through which every layer looks at the picture
     trained_picture        a picture of this probe is in the training data
     precision              that the model was measured in (``diagnostics.probing.precision``); "" in older records
@@ -184,6 +185,7 @@ class AttentionRecord:
     patched_from: PatchSource | None = None
     supervised_layers: tuple[int, ...] = ()
     supervised_picture: bool = False
+    supervised_unknown: bool = False
     supervised_connector: bool = False
     trained_picture: bool = False
     precision: str = ""
@@ -303,6 +305,7 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
         "patched_from": None if record.patched_from is None else record.patched_from._asdict(),
         "supervised_layers": list(record.supervised_layers),
         "supervised_picture": record.supervised_picture,
+        "supervised_unknown": record.supervised_unknown,
         "supervised_connector": record.supervised_connector,
         "trained_picture": record.trained_picture,
         "precision": record.precision,
@@ -347,6 +350,7 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
             header.get("supervised_layers", ())
         ),  # not in records from before it was known
         supervised_picture=header.get("supervised_picture", False),
+        supervised_unknown=header.get("supervised_unknown", False),
         supervised_connector=header.get("supervised_connector", _may_be_supervised(header)),
         trained_picture=header.get("trained_picture", False),
         precision=header.get("precision", ""),

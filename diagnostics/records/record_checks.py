@@ -86,7 +86,7 @@ def check_header(header: Any) -> None:
     if "supervised_layers" in header:
         _list_of(header, "supervised_layers", _COUNT, "a list of layer numbers")
         _need(header, "supervised_picture", lambda one: isinstance(one, bool), "true or false")
-    for name in ("supervised_connector", "trained_picture"):
+    for name in ("supervised_unknown", "supervised_connector", "trained_picture"):
         if name in header:
             _need(header, name, lambda one: isinstance(one, bool), "true or false")
     for name in ("precision", "probe_mark"):

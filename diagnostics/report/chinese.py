@@ -377,6 +377,14 @@ _REASONS = {
     "Attention was trained on in {l:t} and on {n:n} of these probes' pictures; it is judged only where it was not.": (
         "训练直接约束了{l}以及其中 {n} 个探针图片的注意力；只在未受约束之处判断。"
     ),
+    "Attention was trained on in {l:t} and on {n:n} of these probes' pictures; it is judged only where it was not, as far "
+    "as that is known: not for the supervised pictures of streamed data.": (
+        "训练直接约束了{l}以及其中 {n} 个探针图片的注意力；只在已知未受约束之处判断：流式数据中受约束的图片无从得知。"
+    ),
+    "Attention was trained on in {l:t}; it is judged only where it was not, as far as that is known: not for the "
+    "supervised pictures of streamed data.": (
+        "训练直接约束了{l}的注意力；只在已知未受约束之处判断：流式数据中受约束的图片无从得知。"
+    ),
     "Attention was trained on in {l:t}; it is judged only where it was not.": "训练直接约束了{l}的注意力；只在未受约束之处判断。",
     "Attention was trained on in {l:t} and on {n:n} of these probes' pictures, {e:t} that could be judged: where it looks "
     "there is what it was told to.": "训练直接约束了{l}以及其中 {n} 个探针图片的注意力，即{e}可判断之处：它看哪里正是训练所要求的。",

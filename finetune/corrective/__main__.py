@@ -33,8 +33,8 @@ from finetune.corrective.sampling import (
     count,
     for_probes,
     for_training,
+    guessed_from_words,
     hold_out,
-    said_by_words,
     subject_of,
     topics_of,
 )
@@ -279,7 +279,7 @@ def summary(made: Made, folder: Path) -> list[str]:
         *_known_before(made.training),
         f"{folder / PROBE_FILE}: {len(made.probes):,} probes of {len(pictures[1]):,} other pictures",
         *_counts(made.probes, lambda one: one.question.group),
-        *_known_before(made.probes),
+        *_known_before(made.probes, made.training),
     ]
     groups = count(made.probes, lambda one: one.question.group)
     for group, probes in groups.items():
@@ -299,28 +299,38 @@ def summary(made: Made, folder: Path) -> list[str]:
     return lines
 
 
-def _known_before(asked: Sequence[Asked]) -> Iterator[str]:
-    """How many questions have an answer that their words make likely, as the pictures show these things one way more
-    often than the other; those of the user's templates apart."""
-    known = said_by_words(asked)
-    own = [one.question for one in known if one.question.own]
-    built_in = [one.question for one in known if not one.question.own]
-    if built_in:
-        question = built_in[0]
-        yield (
-            f"  {len(built_in):,} of these could be answered from their words, as the pictures show the same things "
-            f"more often one way: {question.text!r} is mostly answered {question.answer!r}; give pictures of the other "
-            "way too"
+def _known_before(asked: Sequence[Asked], trained: Sequence[Asked] | None = None) -> Iterator[str]:
+    """How many answers could be guessed from the words, as the pictures show these things one way more often than the
+    other; those of the user's templates apart.
+
+    trained   of probes: the samples by which their answers would be guessed
+    """
+    among = "" if trained is None else " of the samples"
+    for is_own, whose, why, remedy in (
+        (
+            False,
+            "",
+            ", as the pictures show the same things more often one way",
+            "give pictures of the other way too",
+        ),
+        (
+            True,
+            ", of your own templates,",
+            "",
+            "give pictures with other answers too, or name less in the question",
+        ),
+    ):
+        some, others = (
+            None if every is None else [one for one in every if one.question.own == is_own]
+            for every in (asked, trained)
         )
-    if own:
-        question = own[0]
-        alike = [one for _, one in asked if subject_of(one) == subject_of(question)]
-        times = sum(one.label == question.label for one in alike)
-        yield (
-            f"  {len(own):,} of these, of your own templates, could be answered from their words: {question.text!r} is "
-            f"answered {question.answer!r} in {times:,} of {len(alike):,}; give pictures with other answers too, or "
-            "name less in the question"
-        )
+        assert some is not None
+        if (found := guessed_from_words(some, others)) is not None:
+            yield (
+                f"  {found.right:,} of these{whose} could be answered from their words, where chance gives "
+                f"{found.chance:,.0f} of {found.of:,}{why}: {found.example.text!r} is answered "
+                f"{found.example.answer!r} in {found.times:,} of {found.among:,}{among}; {remedy}"
+            )
 
 
 def _counts(asked: Sequence[Asked], key: Callable[[Asked], str]) -> Iterator[str]:

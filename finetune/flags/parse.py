@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
@@ -102,7 +103,10 @@ def expanded(argv: Sequence[str]) -> list[str]:
     rest = [
         token for name, values in split_flags(given) if name != "config" for token in join_flag(name, values)
     ]
-    return merge(defaults, merge(run_file.flags_of(files[0]), rest))
+    flags = run_file.flags_of(files[0])
+    if "output_dir" not in dict(split_flags(rest)):
+        run_file.check_moved(Path(files[0]), flags)
+    return merge(defaults, merge(flags, rest))
 
 
 def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,7 @@ in its output folder, with the value of every flag.
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from finetune import fields
 from finetune.data.mixture import parse_source
 from finetune.flags import help
 from finetune.flags.arguments import Arguments
+from finetune.flags.argv import split_flags
 from finetune.flags.flags_of_2023 import RENAMED
+from finetune.model.run_data import RUN_FILE
 
 # YAML 1.1 reads a bare "no" as false.
 _WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy")
@@ -67,6 +69,20 @@ def flags_of(path: str) -> list[str]:
             faults.append(f"{name}: found {fields.shown(value)}, expected a value or a list of values")
     fields.refuse(faults, f"--config {path}")
     return flags
+
+
+def check_moved(path: Path, flags: Sequence[str]) -> None:
+    """Raises ValueError for the file of a run whose folder has been moved since: it names the folder in full where it
+    was, and training would begin there anew instead of going on here."""
+    own = path.absolute().parent
+    if not (own / RUN_FILE).is_file():
+        return  # a file of flags, or a copy of one
+    named = [values[0] for name, values in split_flags(flags) if name == "output_dir" and len(values) == 1]
+    if named and os.path.realpath(named[0]) != os.path.realpath(own):
+        raise ValueError(
+            f"--config {path}: names the output folder {named[0]}, but its run lies in {own}, moved or copied; give "
+            f"--output_dir: {own} to go on, another folder to begin anew"
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

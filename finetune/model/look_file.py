@@ -24,10 +24,10 @@ VERSION = 1
 REMEDY = "train again, or delete it if no attention was trained on"
 SHAPE = {
     "version": one_of(VERSION), "weight": number(0, above=True), "loss": one_of("mass", "kl"),
-    "layers": items(whole(0)), "pictures": items(TEXT) | NULL, "connector": TRUTH,
+    "layers": items(whole(0)), "pictures": items(TEXT) | NULL, "connector": TRUTH, "unknown_pictures": TRUTH,
 }  # fmt: skip
-UNSAID: Content = {"connector": True}
-"""What older notes do not say: as much as there may have been."""
+UNSAID: Content = {"connector": True, "unknown_pictures": False}
+"""What older notes do not say: of the connector, as much as there may have been."""
 
 
 class Supervised(NamedTuple):
@@ -36,14 +36,21 @@ class Supervised(NamedTuple):
     layers     language layers by number
     pictures   SHA-256 of each picture's file, as far as they are known; None where none is (streamed data)
     connector  a resampler's attention too, where the model attends through one; True where it is not known
+    more       there were others beside these pictures, which are not known
     """
 
     layers: tuple[int, ...]
     pictures: frozenset[str] | None
     connector: bool = True
+    more: bool = False
+
+    @property
+    def some_unknown(self) -> bool:
+        """Is it not known of some pictures, or of all, which they were?"""
+        return self.more or self.pictures is None
 
     def saw(self, pictures: Collection[Path]) -> bool:
-        """Was one of the pictures among them?"""
+        """Was one of the pictures among those that are known?"""
         return any_of(pictures, self.pictures or ())
 
 
@@ -78,6 +85,7 @@ def write(
         "layers": list(layers),
         "pictures": None if pictures is None else sorted(pictures),
         "connector": connector,
+        "unknown_pictures": pictures is None,
     }
     NOTE.write(folder, content)
 
@@ -101,17 +109,20 @@ def supervised_of(folder: str | Path) -> Supervised | None:
         tuple(map(int, found["layers"])),
         None if pictures is None else frozenset(pictures),
         found["connector"],
+        found["unknown_pictures"] and pictures is not None,
     )
 
 
 def _united(found: Sequence[Content]) -> Content:
-    """All layers, all pictures that are known, and the connector of any; weight and loss are those of the first."""
+    """All layers, all pictures that are known, whether there were others, and the connector of any; weight and loss are
+    those of the first."""
     known = [one["pictures"] for one in found if one["pictures"] is not None]
     return {
         **found[0],
         "layers": sorted({int(layer) for one in found for layer in one["layers"]}),
         "pictures": sorted({*chain(*known)}) if known else None,
         "connector": any(one["connector"] for one in found),
+        "unknown_pictures": any(one["unknown_pictures"] or one["pictures"] is None for one in found),
     }
 
 

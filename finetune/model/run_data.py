@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,16 +33,18 @@ CHECKPOINT, SUPERSEDED = "checkpoint-", "superseded"
 """Names of a run's folders: of its checkpoints, and of what it left when it went on from an earlier step."""
 ROLES: dict[str, SourceRole] = {"corrective_data": "corrective", "replay_data": "replay"}
 _MARKS: fields.Shape = {
-        "model_name_or_path": TEXT | NULL, "lora_weight_path": TEXT | NULL, "data_path": TEXT | NULL,
+        "model_name_or_path": TEXT | NULL, "lora_weight_path": TEXT | NULL, "resume_from_checkpoint": TEXT | NULL,
+        "data_path": TEXT | NULL,
         "data sha256": TEXT | NULL, "image_folder": TEXT | NULL, "streaming": TRUTH,
         "data_format": one_of("auto", "qwen-vl", "llava", "sharegpt", "openai", "alpaca"),
-        "box_units": TEXT | NULL, "on_bad_sample": TEXT, "seed": whole(0), "data_seed": whole(0) | NULL,
+        "box_units": TEXT | NULL, "on_bad_sample": TEXT, "model_max_length": whole(1) | NULL,
+        "min_pixels": whole(1) | NULL, "max_pixels": whole(1) | NULL, "seed": whole(0), "data_seed": whole(0) | NULL,
         "data_fraction": number(0, 1, above=True) | NULL, "data_fraction_of": items(TEXT) | NULL,
         "data_fraction_same": one_of("steps", "epochs"),
         "video_fps": number(0, above=True), "video_max_frames": whole(1),
 }  # fmt: skip
-_STINTS = items(part({"marks": _MARKS}))
-_EARLIER = items(part({"stints": _STINTS | NULL}))
+_STINTS = items(part({"after": whole(0), "marks": _MARKS}))
+_EARLIER = items(part({"end": whole(0) | NULL, "stints": _STINTS | NULL}))
 SHAPE: fields.Shape = {
     "version": one_of(1),
     "marks": _MARKS,
@@ -63,6 +66,7 @@ class Source(NamedTuple):
 
     digest   of its content, as the run wrote it down; None where it did not
     share, repeat   how it was mixed in, as in ``finetune.data.mixture.SourceSpec``
+    moved_to   where the same content is now, if not there
     """
 
     path: Path
@@ -70,15 +74,38 @@ class Source(NamedTuple):
     digest: str | None
     share: float | None = None
     repeat: int = 1
+    moved_to: Path | None = None
+
+    @property
+    def read_from(self) -> Path:
+        return self.moved_to or self.path
+
+
+class Record(NamedTuple):
+    """The file that says what a model was trained on.
+
+    file     ``lineage.json`` beside it, or else ``run.json`` of its run
+    end      step that its weights were saved after; None: the last one that the file tells of
+    left     its folder, where its run left it behind, and the file is of the steps that were trained in its place
+    """
+
+    file: Path
+    end: int | None = None
+    left: Path | None = None
 
 
 class RunData:
     """Looks pictures up in the data of runs, in that of each run once: several models may come from it, and a monitor
     asks at every checkpoint."""
 
-    def __init__(self, pictures: Iterable[Path]) -> None:
+    def __init__(self, pictures: Iterable[Path], *, looked_through: Marks | None = None) -> None:
+        """``looked_through``: marks of the run under way, which looks through its own data itself."""
         self.pictures = tuple(dict.fromkeys(pictures))
-        self._found: dict[Path, frozenset[str]] = {}
+        # Through JSON, as the marks of a file went.
+        self._looked_through = (
+            None if looked_through is None else _data_marks(json.loads(json.dumps(looked_through)))
+        )
+        self._found: dict[Record, frozenset[str]] = {}
         self._found_by: dict[str, frozenset[str]] = {}
 
     def trained_on(self, folders: Iterable[str | Path]) -> frozenset[str]:
@@ -95,20 +122,27 @@ class RunData:
             found |= self._found[record]
         return found
 
-    def _found_in(self, record: Path) -> frozenset[str]:
+    def _found_in(self, record: Record) -> frozenset[str]:
+        run = record.file.parent
         try:
             every = _marks(record)
         except ValueError as error:
-            _say_unknown(
-                record.parent, f"what it was trained on cannot be read ({one_line(str(error), 300)})"
-            )
+            _say_unknown(run, f"what it was trained on cannot be read ({one_line(str(error), 300)})")
             return frozenset()
+        if record.left is not None:
+            _say_unknown(
+                record.left, f"its run left it behind, and it has no {LINEAGE_FILE} to say what it saw since"
+            )
         found = frozenset[str]()
+        copies = _copies(every)
         for marks in every:
+            if marks == self._looked_through:
+                continue
+            sources = [_found_again(one, copies) for one in _sources(marks)]
             # A run and those that began with it say the same of its data.
-            known = json.dumps(marks, sort_keys=True)
+            known = json.dumps([marks, *(str(one.read_from) for one in sources)], sort_keys=True)
             if known not in self._found_by:
-                self._found_by[known] = _found_by(marks, record.parent, self.pictures)
+                self._found_by[known] = _found_by(marks, sources, run, self.pictures)
             found |= self._found_by[known]
         return found
 
@@ -129,69 +163,91 @@ def run_of(folder: str | Path) -> Path | None:
         return None
     if is_checkpoint:
         return above
-    began_with = _origins(above / RUN_FILE)
+    began_with = _origins(Record(above / RUN_FILE))
     return None if any(Path(one).resolve() == own.resolve() for one in began_with) else above
 
 
-def _records(folders: Iterable[str | Path]) -> Iterator[Path]:
-    """The file that says what a model was trained on, from the given models back to where each began: of an export its
-    own, else its run's."""
-    left, known = [*folders], set[Path]()
+def _records(folders: Iterable[str | Path]) -> Iterator[Record]:
+    """What says what the given models were trained on, back to where each began."""
+    left, known = [*folders], set[Record]()
     while left:
         record = _record_of(left.pop(0))
-        if record is None or (record := record.resolve()) in known:
+        if record is None or record in known:
             continue
         known.add(record)
         left += _origins(record)
         yield record
 
 
-def _record_of(folder: str | Path) -> Path | None:
-    own = Path(folder).expanduser() / LINEAGE_FILE
-    if own.is_file():
-        return own
-    run = run_of(folder)
-    return None if run is None else run / RUN_FILE
+def _record_of(folder: str | Path) -> Record | None:
+    own = Path(folder).expanduser().absolute()
+    if (own / LINEAGE_FILE).is_file():
+        return Record((own / LINEAGE_FILE).resolve())
+    run = run_of(own)
+    if run is None:
+        return None
+    file = (run / RUN_FILE).resolve()
+    if own.parent.name == SUPERSEDED and run != own:
+        return Record(file, left=own)
+    step = None if run == own else re.fullmatch(rf"{CHECKPOINT}([0-9]{{1,18}})", own.name)
+    return Record(file, None if step is None else int(step[1]))
 
 
-def _origins(record: Path) -> list[str]:
+def _origins(record: Record) -> list[str]:
     """The models and adapters that training began with; none where the file does not say."""
     try:
         every = _marks(record)
     except ValueError:  # said where its data is looked through
         return []
-    keys = ("model_name_or_path", "lora_weight_path")
+    keys = ("model_name_or_path", "lora_weight_path", "resume_from_checkpoint")
     return [str(name) for marks in every for key in keys if (name := marks.get(key))]
 
 
-def _marks(record: Path) -> list[Marks]:
-    """Those of the last start, of earlier ones that had other data, and of the models that training began with.
+def _marks(record: Record) -> list[Marks]:
+    """Those of each start that had other data, up to the record's end, and of the models that training began with.
 
     Raises ValueError for a file of another shape.
     """
     found: list[Marks] = []
     for marks in _all_marks(record):
-        own = {key: value for key, value in marks.items() if key in _MARKS or key.partition(" ")[0] in ROLES}
+        own = _data_marks(marks)
         for key, value in own.items():
             if _role(key) and not key.endswith(" sha256"):
-                fields.check(value, _OF_A_SOURCE, f"{record}: {one_line(key, 200)}")
+                fields.check(value, _OF_A_SOURCE, f"{record.file}: {one_line(key, 200)}")
         found += [own] if own not in found else []
     return found
 
 
-def _all_marks(record: Path) -> Iterator[Marks]:
-    if record.name == LINEAGE_FILE:
-        lineage = fields.load(record, LINEAGE_SHAPE, required=tuple(LINEAGE_SHAPE))
+def _data_marks(marks: Marks) -> dict[str, Any]:
+    """Those that say what was trained on."""
+    return {key: value for key, value in marks.items() if key in _MARKS or key.partition(" ")[0] in ROLES}
+
+
+def _all_marks(record: Record) -> Iterator[Marks]:
+    last = None
+    if record.file.name == LINEAGE_FILE:
+        lineage = fields.load(record.file, LINEAGE_SHAPE, required=tuple(LINEAGE_SHAPE))
     else:
-        content = fields.load(record, SHAPE, required=("version", "marks"))
-        yield content["marks"]
-        lineage = content.get("lineage", {})
-    every = [lineage.get("stints"), *(one["stints"] for one in lineage.get("earlier", ()))]
-    yield from (stint["marks"] for stints in every for stint in stints or ())
+        content = fields.load(record.file, SHAPE, required=("version", "marks"))
+        last, lineage = content["marks"], content.get("lineage", {})
+    stints = lineage.get("stints") or ()
+    # The first one is of every branch; which of the others a checkpoint had that was left behind is not known.
+    there = stints[:1] if record.left else _until(record.end, stints)
+    if last is not None and len(there) == len(stints):
+        yield last
+    yield from (stint["marks"] for stint in there)
+    for one in lineage.get("earlier", ()):
+        yield from (stint["marks"] for stint in _until(one.get("end"), one["stints"] or ()))
 
 
-def _found_by(marks: Marks, run: Path, pictures: Collection[Path]) -> frozenset[str]:
-    known, read = [*_sources(marks)], list[tuple[Source, Sequence[Conversation]]]()
+def _until(end: int | None, stints: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Those that weights were trained in which were saved after step ``end``; None: all."""
+    there = [one for one in stints if end is None or one.get("after", 0) < end]
+    return there or stints[:1]
+
+
+def _found_by(marks: Marks, known: Sequence[Source], run: Path, pictures: Collection[Path]) -> frozenset[str]:
+    read = list[tuple[Source, Sequence[Conversation]]]()
     for one in known:
         try:
             read.append((one, _read(one, marks)))
@@ -203,9 +259,44 @@ def _found_by(marks: Marks, run: Path, pictures: Collection[Path]) -> frozenset[
     found = frozenset[str]()
     for one, conversations in read:
         if (fault := _cannot_say(conversations, marks)) is not None:
-            _say_unknown(run, f"of its data {one.path} {fault}")
-        found |= frozenset(same_pictures.files_among(pictures, conversations).values())
+            _say_unknown(run, f"of its data {one.read_from} {fault}")
+        files = same_pictures.files_among(pictures, conversations)
+        found |= frozenset(_kept(files, one, conversations, marks, run).values())
     return found
+
+
+def _kept(
+    files: dict[Path, str], one: Source, conversations: Sequence[Conversation], marks: Marks, run: Path
+) -> dict[Path, str]:
+    """Those files in samples that were not left out as too long."""
+    most = marks.get("model_max_length")
+    if not files or marks.get("on_bad_sample") != "drop" or most is None:
+        return files
+    from finetune.model import left_out  # imports torch
+
+    measured = conversations.conversations if isinstance(conversations, _Unmeasured) else conversations
+    try:
+        return left_out.files_kept(files, conversations, measured, marks, run)
+    except ValueError as error:
+        print(
+            f"warning: {run}: its data {one.read_from} shows {len(files)} pictures of the probes, but it may have left "
+            f"them out (--on_bad_sample drop, --model_max_length {most:,}), and cannot be asked "
+            f"({one_line(str(error), 300)}); they are not counted as trained on",
+            flush=True,
+        )
+        return {}
+
+
+def _copies(every: Iterable[Marks]) -> dict[str, Path]:
+    """Digest → where data of this content is: a run that was resumed after its data was moved names both places."""
+    named = [one for marks in every for one in _sources(marks)]
+    return {one.digest: one.path for one in named if one.digest is not None and one.path.exists()}
+
+
+def _found_again(one: Source, copies: Mapping[str, Path]) -> Source:
+    if one.digest is None or one.path.exists():
+        return one
+    return one._replace(moved_to=copies.get(one.digest))
 
 
 def _say_unknown(run: Path, why: str) -> None:
@@ -238,12 +329,12 @@ def _read(one: Source, marks: Marks) -> Sequence[Conversation]:
     """Raises _UnknownError where the file is not what was trained on, and ValueError where it cannot be read."""
     if marks.get("streaming"):
         raise _UnknownError("was streamed (--streaming), and is not looked through")
-    if not one.path.exists():
+    if not one.read_from.exists():
         raise _UnknownError("is gone")
-    if one.digest is not None and one.digest != content_digest(one.path):
+    if one.digest is not None and one.digest != content_digest(one.read_from):
         raise _UnknownError("has changed since")
     read = source.read(
-        one.path,
+        one.read_from,
         data_format=marks.get("data_format", "auto"),
         image_folder=marks.get("image_folder"),
         box_units=marks.get("box_units"),

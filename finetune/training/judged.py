@@ -114,7 +114,8 @@ def _may_be_written(place: str, folder: str) -> bool:
         return True
     named, whole = PurePath(os.path.normpath(place)), PurePath(folder)
     tail = [one for one in named.parts if one != os.pardir]  # normal paths have them at their beginning alone
-    return not named.is_absolute() and bool(tail) and [*whole.parts[-len(tail) :]] == tail
+    # Without a tail (".", "..") it may be any folder.
+    return not named.is_absolute() and (not tail or [*whole.parts[-len(tail) :]] == tail)
 
 
 def _last_step(run: Path) -> int:

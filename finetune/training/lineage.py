@@ -8,7 +8,8 @@
 Steps 1 to 10 had the data of the first marks; a start that went on from step 10 had other data.
 
 ``lineage.json`` beside exported weights has ``earlier`` alone, of the run and all that it began with: an export lies in
-no run's folder, and whoever trains it further has to know.
+no run's folder, and whoever trains it further has to know. So has a checkpoint that its run left behind, whose stints
+are no longer in the run's record.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from finetune import fields
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, items, one_of, part, whole
 from finetune.files import write_atomically
+from finetune.model.folders import is_adapter
 from finetune.model.run_data import LINEAGE_FILE, RUN_FILE, SUPERSEDED, run_of
 
 STATE_FILE = "trainer_state.json"
@@ -161,10 +163,25 @@ def carry(folder: Path, weights: str | Path, *, base: str | None) -> bool:
         kind = _MODEL if base is None else _ADAPTER
         earlier += [one for one in _of_weights(str(weights), kind) if one not in earlier]
     if earlier:
-        content = {"version": VERSION, "earlier": _all_listed(earlier)}
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(folder / LINEAGE_FILE, text.encode())
+        _write(folder, earlier)
     return any(data_of(stint.marks) for one in earlier for stint in one.stints or ())
+
+
+def left_behind(checkpoint: Path) -> tuple[Earlier, ...]:
+    """What a checkpoint was trained on, before its run leaves it behind."""
+    return tuple(_of_weights(str(checkpoint), _ADAPTER if is_adapter(checkpoint) else _MODEL))
+
+
+def write_left_behind(place: Path, earlier: Sequence[Earlier]) -> None:
+    """Write that where the checkpoint was moved to: under its old name, the run may save another."""
+    if earlier:
+        _write(place, [*earlier[:-1], earlier[-1]._replace(model=str(place.absolute()))])
+
+
+def _write(folder: Path, earlier: Sequence[Earlier]) -> None:
+    content = {"version": VERSION, "earlier": _all_listed(earlier)}
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / LINEAGE_FILE, text.encode())
 
 
 def of_export(folder: Path) -> tuple[Earlier, ...] | None:

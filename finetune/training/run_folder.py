@@ -530,7 +530,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def set_beyond_aside(folder: Path, step: int) -> list[str]:
-    """Move checkpoints and a verdict of later steps into ``superseded/``; returns a line that names each kind found.
+    """Move checkpoints and a verdict of later steps into ``superseded/``; returns a line that names each kind found. A
+    checkpoint gets a ``lineage.json``: the run's own is of this branch alone, once it has begun.
 
     A run that goes on from ``step`` writes its own: the next start would take a checkpoint of another branch for its
     newest, and the cards of this branch would show the other's verdict. What was not written to its end is passed over
@@ -538,7 +539,8 @@ def set_beyond_aside(folder: Path, step: int) -> list[str]:
     """
     later = [one for one in checkpoints(folder) if number_of(one) > step and _read_marker(one) is not None]
     for checkpoint in later:
-        _supersede(checkpoint)
+        trained_on = lineage.left_behind(checkpoint)
+        lineage.write_left_behind(_supersede(checkpoint), trained_on)
     lines = []
     if later:
         names = ", ".join(checkpoint.name for checkpoint in later)
@@ -597,7 +599,8 @@ def write_run(folder: Path, marks: dict[str, Any], *, finished: bool, missing: s
     folder.mkdir(parents=True, exist_ok=True)
     written = lineage_of(folder)
     if written is None or not finished:
-        newest = None if written is None else last_complete(folder)[0]
+        from_here = written is not None and not marks.get(lineage.OUTSIDE)
+        newest = last_complete(folder)[0] if from_here else None
         written = lineage.begun(marks, written, 0 if newest is None else step_of(newest))
     content = {"version": VERSION, "finished": finished, "marks": marks, "missing": missing}
     write_json(folder / RUN_FILE, {**content, "lineage": written.to_json()})

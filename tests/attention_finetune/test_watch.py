@@ -1,6 +1,7 @@
 """What is said before training about probes whose pictures are trained on."""
 
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +12,22 @@ from attention_finetune.watch import seen_pictures, what_is_missing
 from diagnostics.records.probes import Probe
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.finetune.model.a_run import a_run
+from tests.finetune.training.test_run_folder import add_checkpoint
 
 
 def arguments(
-    *, streaming: bool = False, stop_when: str | None = None, adapter: str = "", output_dir: str = "out"
+    *,
+    streaming: bool = False,
+    stop_when: str | None = None,
+    adapter: str = "",
+    output_dir: str = "out",
+    resume: str | None = None,
 ) -> SimpleNamespace:
     return SimpleNamespace(
         model=SimpleNamespace(model_name_or_path="Qwen/Qwen-VL-Chat"),
         adaptation=SimpleNamespace(lora_weight_path=adapter),
         training=SimpleNamespace(
-            output_dir=output_dir, overwrite_output_dir=False, resume_from_checkpoint=None
+            output_dir=output_dir, overwrite_output_dir=False, resume_from_checkpoint=resume
         ),
         monitor=SimpleNamespace(probes="probes.json", stop_when=stop_when),
         data=SimpleNamespace(streaming=streaming),
@@ -89,6 +96,30 @@ def test_what_an_earlier_run_was_trained_on_counts(judged, tmp_path, capsys, how
         in said
     )
     assert said.endswith("draw other probes")
+
+
+def test_a_new_folder_below_that_of_another_run_does_not_go_on_from_it(judged, tmp_path, capsys):
+    run = a_run(tmp_path, [tmp_path / "1.png", tmp_path / "3.png"])
+    (own := run / "without_them").mkdir()  # as the folder's lock makes it
+    assert not seen_pictures(arguments(output_dir=str(own)), Probes(judged), trained(b"else"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_that_is_resumed_goes_on_from_its_checkpoint_alone(judged, tmp_path, named: bool):
+    """Steps after it, which had picture 1, are made anew with other data."""
+    run = a_run(tmp_path / "a", [tmp_path / "3.png"])
+    later = a_run(tmp_path / "b", [tmp_path / "1.png"])
+    contents = [json.loads((one / "run.json").read_text()) for one in (run, later)]
+    marks = [one["marks"] for one in contents]
+    stints = [{"after": after, "marks": one, "whole": True} for after, one in zip((0, 5), marks, strict=True)]
+    content = contents[1] | {"lineage": {"earlier": [], "stints": stints}}
+    (run / "run.json").write_text(json.dumps(content))
+    checkpoint = add_checkpoint(run, 5)
+    asked = arguments(output_dir=str(run), resume=str(checkpoint) if named else None)
+    seen = seen_pictures(asked, Probes(judged), trained(b"picture 0"))
+    assert seen == {hashlib.sha256(b"picture %d" % at).hexdigest() for at in (0, 3)}
+    assert seen_pictures(asked, Probes(judged), trained(b"else"), marks[0]) == set()  # looked through anyway
 
 
 def test_the_comparison_by_hand_is_with_the_model_that_training_began_with():

@@ -249,7 +249,8 @@ class Places:
         out = self.fresh(program)
         real = out.with_name("real")
         out.rename(real) if out.exists() else real.mkdir(parents=True)
-        if program == EXPORT:  # elsewhere: the run's records name "out", where it was made, and there would be another
+        if program == EXPORT:
+            # Not "out": the moved run's records name that folder, where it was made, and there would be another.
             out = out.with_name("linked")
         out.symlink_to(real)
         if program == EXPORT:

@@ -113,12 +113,22 @@ def unseen(pairs: Sequence[ProbePair]) -> Unseen:
     ]
     judged = [pair for pair in left if pair.layers]
     nothing_left = "" if judged else "every layer" if left else "every picture"
-    sentence = supervision_words(trained, pictures=len(members) - len(left), nothing_left=nothing_left)
+    sentence = supervision_words(
+        trained,
+        pictures=len(members) - len(left),
+        nothing_left=nothing_left,
+        unknown=any(getattr(pair, side).supervised_unknown for pair in members for side in SIDES),
+    )
     return _that_see(judged, sentence) if judged else Unseen((), sentence)
 
 
 def supervision_words(
-    layers: Sequence[int], *, connector: bool = False, pictures: int = 0, nothing_left: str = ""
+    layers: Sequence[int],
+    *,
+    connector: bool = False,
+    pictures: int = 0,
+    nothing_left: str = "",
+    unknown: bool = False,
 ) -> str:
     """Where attention was trained on, and what of it is judged.
 
@@ -126,6 +136,7 @@ def supervision_words(
     connector     so was the resampler's
     pictures      of these probes, on which it was
     nothing_left  "every layer" or "every picture", where none is left to be judged; "" where some are
+    unknown       whether it was trained on pictures that are not known, which may be these
     """
     sentence = f"Attention was trained on in {_layers(layers)}"
     if connector:
@@ -137,6 +148,11 @@ def supervision_words(
     if nothing_left:
         return (
             f"{sentence}, {nothing_left} that could be judged: where it looks there is what it was told to."
+        )
+    if unknown:
+        return (
+            f"{sentence}; it is judged only where it was not, as far as that is known: not for the supervised pictures "
+            "of streamed data."
         )
     return f"{sentence}; it is judged only where it was not."
 

@@ -70,8 +70,12 @@ def picture_settings(processor: Any) -> dict[str, Any]:
     return dict(processor.image_processor.to_dict())
 
 
-_NAMES = ("processor_class", "image_processor_type", "auto_map")
-"""Settings that name classes and decide nothing."""
+_NAMES = (
+    "processor_class", "image_processor_type", "auto_map", "data_format", "input_data_format", "return_tensors",
+    "device", "disable_grouping", "default_to_square",
+)  # fmt: skip
+"""Settings that name classes, how arrays are handed over and where they are computed: what is seen is the same. Image
+processors by torchvision write them, those by Pillow do not."""
 
 
 def differing_settings(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:

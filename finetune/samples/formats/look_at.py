@@ -132,8 +132,13 @@ def composed(text: str) -> str:
 
 def occurrences(phrase: str, words: str) -> list[re.Match[str]]:
     """Where a phrase is in words, as a whole word: "on" is not the end of "person", nor "cat" the start of
-    "category"."""
-    return [*whole_words(composed(phrase)).finditer(words)]
+    "category"; of one that is nowhere so, in its plural by -s or -es ("cats")."""
+    wanted = composed(phrase)
+    return [*whole_words(wanted).finditer(words)] or [*_in_plural(wanted).finditer(words)]
+
+
+def _in_plural(phrase: str) -> re.Pattern[str]:
+    return re.compile(f"(?<!{_LETTER}){re.escape(phrase)}(?=e?s(?!{_LETTER}))")
 
 
 _UNSPACED = (

@@ -162,7 +162,7 @@ def test_attention_that_was_trained_on_is_not_what_a_diagnosis_judges(
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     evenly = key_layers_of(model, None)
-    look_file.write(tmp_path / "model", evenly[-1:], None, weight=0.2, loss="mass", connector=False)
+    look_file.write(tmp_path / "model", evenly[-1:], [], weight=0.2, loss="mass", connector=False)
     monkeypatch.setattr(program, "load", lambda name, **options: (model, processor))
     found = program.diagnose(
         str(tmp_path / "model"), tmp_path / "probes.json", tmp_path / "out", thresholds=FEW

@@ -98,6 +98,16 @@ def test_a_layer_that_a_loss_told_where_to_look_does_not_say_that_the_model_look
     assert translated(leg.reason)
 
 
+def test_pictures_of_streamed_data_are_said_not_to_be_known(tmp_path: Path):
+    cases = [
+        one._replace(record=replace(one.record, supervised_unknown=True))
+        for one in told(looking_in_layer_1_alone(tmp_path), (0, 1))
+    ]
+    leg, _ = attention_test(cases, Thresholds())
+    assert leg.reason.endswith("as far as that is known: not for the supervised pictures of streamed data.")
+    assert translated(leg.reason)
+
+
 def test_pictures_that_a_loss_saw_are_left_out(tmp_path: Path):
     cases = looking_in_layer_1_alone(tmp_path)
     leg, _ = attention_test(told(cases, (0,), pictures=5), Thresholds())

@@ -21,8 +21,10 @@ from diagnostics.probing.before import (
 )
 from diagnostics.probing.prober import Prober
 from diagnostics.records.measurement_plan import WATCH
+from finetune.model.checkpoint import load
 from tests.diagnostics.probing.test_mediation import PATCHING
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes
+from tests.finetune.families.tiny_siglip import SIGLIPS
 from tests.finetune.qwen_vl.test_citizen_peft import TUNERS
 
 TARGETS = r"transformer\.h\.\d+\.attn\.c_attn"
@@ -243,6 +245,19 @@ def test_models_that_are_built_differently_are_told_apart():
         ({"num_attention_heads": 4}, "layer_0 is 4 heads over 4 of"),
     ):
         assert words in str(difference(tiny_model(**changes), tiny_model()))
+
+
+@pytest.mark.parametrize("named", [None, "eager"])
+def test_a_second_model_has_the_kernels_of_the_first(tmp_path, named):
+    """Gemma 2's logits are capped, which SDPA cannot: where no kernel is named, the language model alone is eager."""
+    tiny = SIGLIPS["paligemma2"]
+    tiny.model().save_pretrained(tmp_path)
+    tiny.processor(tmp_path).save_pretrained(tmp_path)
+    model, _ = load(tmp_path, attn_implementation=named)
+    other = loaded_beside(str(tmp_path), model).model
+    for config in ("text_config", "vision_config"):
+        kernels = [getattr(one.config, config)._attn_implementation for one in (model, other)]
+        assert kernels[0] == kernels[1]
 
 
 def test_a_second_model_is_loaded_only_where_there_is_room(monkeypatch):

@@ -400,6 +400,7 @@ def test_records_say_whether_the_resampler_was_trained_on_where_the_model_looks_
     )
     record = prober.run(probes[0], 0, "tiny")
     assert record.supervised_connector is connector and record.supervised_layers == (1,)
+    assert record.supervised_unknown  # no picture is named
     if not attends:  # what it says of families whose connector has no attention
         paths = replace(prober.family.paths, connector_attention=None)
         monkeypatch.setattr(type(prober.family), "paths", paths)

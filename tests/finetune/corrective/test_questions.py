@@ -19,8 +19,8 @@ from finetune.corrective.sampling import (
     draw,
     for_probes,
     for_training,
+    guessed_from_words,
     hold_out,
-    said_by_words,
     topics_of,
 )
 from finetune.corrective.scenes import AnnotatedBox, Question, Scene
@@ -715,7 +715,12 @@ def test_answers_are_balanced_for_each_two_things_as_far_as_there_are_pictures()
     chosen = for_training(scenes, range(100), ask, per_picture=3, most=None, seed=0)
     counts = Counter((one.question.about[0], one.question.label) for one in chosen if one.question.about)
     assert counts == {("cat", "left"): 30, ("cat", "right"): 10, ("dog", "right"): 20}
-    assert len(said_by_words(chosen)) == 40
+    found = guessed_from_words(chosen)
+    assert found is not None and (found.right, found.of, found.chance) == (50, 60, 30)
+    assert (found.example.about[0], found.example.label, found.times, found.among) in (
+        ("cat", "left", 30, 40),
+        ("dog", "right", 20, 20),
+    )
     topics = {i: topics_of(ask(i)) for i in range(100)}
     probes = for_probes(scenes, topics, range(100), ask, per_group=40, seed=0)
     counts = Counter((one.question.about[0], one.question.label) for one in probes if one.question.about)
@@ -734,13 +739,63 @@ def test_own_questions_are_balanced_by_choice_and_none_is_dropped():
 
     chosen = for_training(scenes, range(80), ask, per_picture=3, most=None, seed=0)
     assert Counter(one.question.label for one in chosen) == {"bench": 60, "couch": 20}
-    assert len(said_by_words(chosen)) == 40
+    found = guessed_from_words(chosen)
+    assert found is not None and (found.right, found.of, found.chance) == (60, 80, 40)
     topics = {i: topics_of(ask(i)) for i in range(80)}
     probes = for_probes(scenes, topics, range(80), ask, per_group=38, seed=0)
     counts = Counter(one.question.label for one in probes)
     assert counts == {"bench": 19, "couch": 19}
     alone = [Asked(scenes[0], lying("bench", str(at))) for at in range(5)]
-    assert said_by_words(alone) == []  # each is asked once
+    assert guessed_from_words(alone) is None  # each is asked once
+    assert guessed_from_words(alone, chosen) is None
+
+
+def test_words_that_tell_nothing_are_not_said_to(tmp_path: Path):
+    """Answers drawn evenly, for many things and for few, asked once and often; then three of four are yes."""
+    rng = np.random.default_rng(0)
+
+    def drawn(things: int, times: int, share: float) -> list[Asked]:
+        labels = np.where(rng.random((things, times)) < share, "yes", "no")
+        return [
+            Asked(
+                scene(digest=f"{at}"),
+                Question("g", "on", "is it", "en", "Is it?", label, label, against="?", about=(str(at),)),
+            )
+            for at, row in enumerate(labels.tolist())
+            for label in row
+        ]
+
+    sizes = [(500, 1), (300, 2), (200, 3), (60, 7), (6, 30)]
+    for things, times in sizes * 10:
+        samples = drawn(things, times, 0.5)
+        assert guessed_from_words(samples) is None, (things, times)
+        assert guessed_from_words(drawn(things, 1, 0.5), samples) is None, (things, times)
+    for things, times in sizes:
+        samples = drawn(things, times, 0.8)
+        found = guessed_from_words(samples), guessed_from_words(drawn(things, 6, 0.8), samples)
+        assert (found[0] is None) == (found[1] is None) == (times < 3), (things, times)
+        if found[0] is not None:
+            assert found[0].right > found[0].chance == found[0].of / 2
+
+
+def test_of_two_that_agree_and_of_one_nothing_is_guessed():
+    """By hand: a, a, b of one thing: only b has a majority against it; c, c, c: each is guessed by the two others."""
+
+    def asked(about: str, *labels: str) -> list[Asked]:
+        one = scene(digest="0")
+        return [
+            Asked(one, Question("g", "t", "f", "en", "?", label, label, about=(about,), own=True))
+            for label in labels
+        ]
+
+    five = [one for at in range(5) for one in asked(str(at), "c", "c", "c", "c")]
+    found = guessed_from_words([*five, *asked("x", "a", "a", "b"), *asked("y", "a", "a")])
+    assert found is not None and (found.right, found.of, found.chance) == (20, 21, 10.5)
+    assert (found.times, found.among, found.example.label) == (4, 4, "c")
+    probes = [*asked("0", "c"), *asked("x", "b", "a"), *asked("y", "a"), *asked("new", "a")]
+    assert guessed_from_words(probes, [*five, *asked("x", "a", "a", "b")]) is None  # 2 of 3: chance
+    found = guessed_from_words(probes + five, [*five, *asked("x", "a", "a", "b")])
+    assert found is not None and (found.right, found.of) == (22, 23)
 
 
 def test_rare_questions_come_first():

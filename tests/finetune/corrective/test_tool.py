@@ -133,12 +133,16 @@ def test_own_questions_that_their_words_answer_are_counted(tmp_path: Path, capsy
     dogs = sum("the dog lying on" in record["conversations"][0]["value"] for record in data)
     shown = capsys.readouterr().out
     known, times = re.findall(
-        r"^  (\d+) of these, of your own templates, could be answered from their words: 'What is the dog lying on\?' "
-        r"is answered 'the bench' in (\d+) of \2;",
+        r"^  (\d+) of these, of your own templates, could be answered from their words, where chance gives \d+ of "
+        r"\d+: 'What is the dog lying on\?' is answered 'the bench' in (\d+) of \2;",
         shown,
         re.M,
     )[0]
     assert int(times) == dogs <= int(known) < len(data) and dogs > 5  # they are kept
+    probed = shown.partition("probes.json")[2]  # guessed by what is trained, not by one another
+    assert re.search(
+        rf"'What is the dog lying on\?' is answered 'the bench' in {dogs} of {dogs} of the samples;", probed
+    )
 
 
 def test_the_same_call_makes_the_same_files(call, tmp_path: Path, rooms: Path):

@@ -151,6 +151,31 @@ def test_what_follows_from_another_flag_follows_from_the_one_beside_the_file(fla
     assert getattr(again.training, name) is found
 
 
+def test_the_file_of_a_run_that_was_moved_says_where_it_lies(tmp_path: Path):
+    """It names the old folder in full, in which training would begin anew."""
+    args, _ = parse.parse(["--model_name_or_path", "m", "--data_path", "d.json", "--output_dir", "runs/out"])
+    out = tmp_path / "runs" / "out"
+    out.mkdir(parents=True)
+    (out / "run.yaml").write_text(run_file.text_of(args), encoding="utf-8")
+    (out / "run.json").write_text("{}")
+    given = ["--config", str(out / "run.yaml")]
+    assert parse.parse(given)[0].training.output_dir == str(out)
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    parse.parse(["--config", str(tmp_path / "link" / "out" / "run.yaml")])
+
+    moved = tmp_path / "moved"
+    out.rename(moved)
+    given = ["--config", str(moved / "run.yaml")]
+    with pytest.raises(
+        ValueError, match=f"names the output folder {out}, but its run lies in {moved}.*--output_dir"
+    ):
+        parse.parse(given)
+    for place in (moved, tmp_path / "new"):
+        assert parse.parse([*given, "--output_dir", str(place)])[0].training.output_dir == str(place)
+    (moved / "run.json").unlink()  # a copy of the flags alone
+    assert parse.parse(given)[0].training.output_dir == str(out)
+
+
 def test_from_another_folder_it_names_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """There may be others of the same names, which would be trained on in silence."""
     (tmp_path / "mine").mkdir()

@@ -33,10 +33,10 @@ def test_what_a_run_starts_from_is_united_with_what_it_trains_on(tmp_path: Path)
     out.mkdir()
     for _ in range(2):  # the same again where the run is resumed
         carry(out, str(base), adapter / "checkpoint-2", None, "Qwen/Qwen-VL-Chat")
-        assert supervised_of(out) == Supervised((0, 3), frozenset({A}))
+        assert supervised_of(out) == Supervised((0, 3), frozenset({A}), more=True)  # the base's were streamed
     for _ in range(2):
         write(out, (1, 3), [B], weight=0.25, loss="mass")
-        assert supervised_of(out) == Supervised((0, 1, 3), frozenset({A, B}))
+        assert supervised_of(out) == Supervised((0, 1, 3), frozenset({A, B}), more=True)
     content = json.loads((out / LOOK_FILE).read_text())
     assert (content["weight"], content["loss"]) == (0.25, "mass")  # those of the newest
 
@@ -66,6 +66,30 @@ def test_a_note_that_does_not_say_counts_as_if_the_resampler_was_trained_on(tmp_
     path.write_text(json.dumps(content | {"connector": "yes"}))
     with pytest.raises(ValueError, match=r"connector: found .yes., expected true or false"):
         supervised_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize("streamed_first", [True, False])
+def test_that_some_pictures_are_not_known_stays_so(tmp_path: Path, streamed_first: bool):
+    """Of a run with streamed data and one that goes on from it with known pictures; and on from that."""
+    given = [None, [A]] if streamed_first else [[A], None]
+    for name, pictures in zip(("one", "two"), given, strict=True):
+        found = supervised_of(of(tmp_path / name, (1,), pictures))
+        assert found is not None and found.some_unknown is (pictures is None)
+    carry(tmp_path / "two", tmp_path / "one")
+    carry(of(tmp_path / "three", (2,), [B]), tmp_path / "two")
+    for name, known in (("two", {A}), ("three", {A, B})):
+        found = supervised_of(tmp_path / name)
+        assert found is not None and found.some_unknown and found.pictures == known, name
+
+
+def test_an_older_note_with_pictures_knows_them_all(tmp_path: Path):
+    path = of(tmp_path / "run", (1,), [A]) / LOOK_FILE
+    for pictures in ([A], None):
+        content = json.loads(path.read_text()) | {"pictures": pictures}
+        content.pop("unknown_pictures", None)
+        path.write_text(json.dumps(content))
+        found = supervised_of(tmp_path / "run")
+        assert found is not None and found.some_unknown is (pictures is None)
 
 
 def test_where_no_attention_was_trained_on_no_file_is_made(tmp_path: Path):

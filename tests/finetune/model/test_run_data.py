@@ -1,11 +1,13 @@
 """Pictures of probes that were not given to the training are looked up in the data that run.json names."""
 
+import base64
 import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from finetune.model.run_data import RunData, content_digest, run_of
 from finetune.training import run_folder
@@ -33,7 +35,7 @@ def test_a_run_its_checkpoints_and_what_goes_on_from_it(pictures, tmp_path, caps
     second = a_run(tmp_path / "b", pictures[2:3], model_name_or_path=str(first), lora_weight_path="")
     (copy := tmp_path / "copy.png").write_bytes(pictures[1].read_bytes())
     asked = [copy, pictures[2], pictures[5]]
-    for name in ("checkpoint-4", "superseded/checkpoint-4", "merged"):
+    for name in ("checkpoint-4", "merged"):
         (first / name).mkdir(parents=True)
         assert RunData(asked).trained_on([first / name]) == {digest(copy)}
     assert RunData(asked).trained_on([str(first)]) == {digest(copy)}
@@ -57,6 +59,94 @@ def test_data_of_earlier_starts_is_looked_through_too(pictures, tmp_path, capsys
     Path(before["data_path"]).unlink()
     assert RunData(pictures).trained_on([run]) == {digest(pictures[2])}
     assert f"its data {before['data_path']} is gone; {UNKNOWN}" in capsys.readouterr().out
+
+
+def stinted(run: Path, *stints: tuple[int, Path], left: Path | None = None) -> None:
+    """Steps after the given ones were trained on the data of other runs; ``left``: a checkpoint of which that is said
+    beside it."""
+    marks = [(after, json.loads((one / "run.json").read_text())["marks"]) for after, one in stints]
+    written = [{"after": after, "marks": one, "whole": True} for after, one in marks]
+    if left is not None:
+        end = int(left.name.partition("-")[2])
+        earlier = [{"model": str(left), "kind": "model", "end": end, "stints": written}]
+        (left / "lineage.json").write_text(json.dumps({"version": 1, "earlier": earlier}))
+        return
+    content = json.loads((run / "run.json").read_text()) | {"marks": marks[-1][1]}
+    (run / "run.json").write_text(json.dumps({**content, "lineage": {"earlier": [], "stints": written}}))
+
+
+@pytest.fixture
+def abc(pictures, tmp_path) -> list[Path]:
+    """Three runs; each was trained on two pictures."""
+    return [a_run(tmp_path / name, pictures[at : at + 2]) for at, name in ((0, "a"), (2, "b"), (4, "c"))]
+
+
+def test_a_checkpoint_was_trained_on_what_came_before_it(pictures, abc):
+    """Steps 1 to 10 on A, to 20 on B: whatever the order in which they are asked about."""
+    run = abc[1]
+    stinted(run, (0, abc[0]), (10, abc[1]))
+    for step in (5, 10, 11):
+        (run / f"checkpoint-{step}").mkdir()
+    every = {digest(one) for one in pictures[:4]}
+    for folders in ([5, 10, 11], [11, 10, 5]):
+        data = RunData(pictures)
+        for step in folders:
+            of_a = {digest(one) for one in pictures[:2]}
+            assert data.trained_on([run / f"checkpoint-{step}"]) == (every if step == 11 else of_a), step
+        assert data.trained_on([run]) == every
+    for step, known in (
+        (10, {digest(one) for one in pictures[:2]}),
+        (20, every),
+    ):  # what goes on from it, too
+        further = abc[2]
+        content = json.loads((further / "run.json").read_text())
+        content["marks"] |= {"data_path": None, "lora_weight_path": str(run / f"checkpoint-{step}")}
+        (run / f"checkpoint-{step}").mkdir(exist_ok=True)
+        (further / "run.json").write_text(json.dumps(content))
+        assert RunData(pictures).trained_on([further]) == known
+
+
+def test_a_model_that_training_began_with_was_trained_on_what_came_before_it(pictures, abc):
+    stints = [
+        {"after": after, "marks": json.loads((one / "run.json").read_text())["marks"], "whole": True}
+        for after, one in ((0, abc[0]), (10, abc[1]))
+    ]
+    content = json.loads((abc[2] / "run.json").read_text())
+    for end, known in ((10, pictures[:2] + pictures[4:]), (11, pictures), (None, pictures)):
+        earlier = [{"model": "gone", "kind": "adapter", "end": end, "stints": stints}]
+        (abc[2] / "run.json").write_text(
+            json.dumps({**content, "lineage": {"earlier": earlier, "stints": []}})
+        )
+        assert RunData(pictures).trained_on([abc[2]]) == {digest(one) for one in known}
+
+
+def test_a_checkpoint_that_was_left_behind_has_the_data_of_its_own_branch(pictures, abc, capsys):
+    """A, from step 10 on B, which was left for C. Without its own record nobody knows of B, and that is said."""
+    run = abc[2]
+    stinted(run, (0, abc[0]), (10, abc[2]))
+    (left := run / "superseded" / "checkpoint-20").mkdir(parents=True)
+    assert RunData(pictures).trained_on([left]) == {digest(one) for one in pictures[:2]}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: {left}: its run left it behind") and line.endswith(UNKNOWN)
+    stinted(run, (0, abc[0]), (10, abc[1]), left=left)
+    assert RunData(pictures).trained_on([left]) == {digest(one) for one in pictures[:4]}
+    assert capsys.readouterr().out == ""
+
+
+def test_data_that_was_moved_between_two_starts_is_the_same_data(pictures, tmp_path, capsys):
+    run = a_run(tmp_path, pictures[:2])
+    content = json.loads((run / "run.json").read_text())
+    old = content["marks"] | {"data_path": "/mnt/old/data.json"}
+    stints = [
+        {"after": after, "marks": one, "whole": True} for after, one in ((0, old), (10, content["marks"]))
+    ]
+    (run / "run.json").write_text(json.dumps({**content, "lineage": {"earlier": [], "stints": stints}}))
+    assert RunData(pictures).trained_on([run]) == {digest(one) for one in pictures[:2]}
+    assert capsys.readouterr().out == ""
+    stints[0]["marks"]["data sha256"] = "other content"
+    (run / "run.json").write_text(json.dumps({**content, "lineage": {"earlier": [], "stints": stints}}))
+    RunData(pictures).trained_on([run])
+    assert f"its data /mnt/old/data.json is gone; {UNKNOWN}" in capsys.readouterr().out
 
 
 def test_data_of_models_that_are_gone_is_known_by_the_record_of_what_began_with_them(
@@ -101,13 +191,82 @@ def test_every_source_is_looked_through(pictures, tmp_path):
 
 
 def test_of_a_part_of_the_data_the_rest_was_not_trained_on(pictures, tmp_path):
-    from PIL import Image
-
     for at, path in enumerate(pictures):  # places in a part are among samples that were checked
         Image.new("RGB", (9 + at, 7)).save(path)
     run = a_run(tmp_path, pictures, data_fraction=0.5, data_fraction_same="epochs", seed=3)
     found = RunData(pictures).trained_on([run])
     assert len(found) == 3 and found < {digest(path) for path in pictures}
+
+
+def long_data(tmp_path: Path, model: Path | None) -> tuple[Path, list[Path]]:
+    """A run that dropped what has over 100 tokens: picture 1 is shown in a long sample alone, 2 in a long and a short
+    one. ``model``: its processor lies in the run's folder."""
+    pictures = [tmp_path / f"{at}.png" for at in range(3)]
+    for at, path in enumerate(pictures):
+        Image.new("RGB", (20 + at, 14), (at * 20, 90, 200)).save(path)
+    run = a_run(tmp_path, pictures, on_bad_sample="drop", model_max_length=100)
+    data = run.parent / "data.json"
+    records = [record for path in (*pictures, pictures[2]) for record in records_of([path])]
+    for at in (1, 2):
+        records[at]["conversations"][1]["value"] = "A tower. " * 10
+    data.write_text(json.dumps(records))
+    content = json.loads((run / "run.json").read_text())
+    content["marks"] |= {"model_name_or_path": "hub/model", "data sha256": content_digest(data)}
+    (run / "run.json").write_text(json.dumps(content))
+    if model is not None:
+        shutil.copytree(model, run, dirs_exist_ok=True)
+    return run, pictures
+
+
+@pytest.mark.parametrize("data_fraction", [None, 0.99])
+def test_what_was_left_out_as_too_long_was_not_trained_on(checkpoint_folder, tmp_path, capsys, data_fraction):
+    run, pictures = long_data(tmp_path, checkpoint_folder)
+    content = json.loads((run / "run.json").read_text())
+    content["marks"] |= {"data_fraction": data_fraction, "data_fraction_same": "epochs"}
+    (run / "run.json").write_text(json.dumps(content))
+    assert RunData(pictures).trained_on([run]) == {digest(pictures[0]), digest(pictures[2])}
+    content["marks"]["on_bad_sample"] = "shrink"  # too long ones would have ended the run
+    (run / "run.json").write_text(json.dumps(content))
+    assert len(RunData(pictures).trained_on([run])) == 3
+    assert capsys.readouterr().out == ""
+
+
+def test_pictures_inside_the_data_are_told_apart(checkpoint_folder, tmp_path):
+    """Each is a file of its own, though no path says so."""
+    run, pictures = long_data(tmp_path, checkpoint_folder)
+    data = run.parent / "data.json"
+    records = json.loads(data.read_text())
+    for record in records:
+        content = base64.b64encode(Path(record["image"]).read_bytes()).decode()
+        record["image"] = f"data:image/png;base64,{content}"
+    data.write_text(json.dumps(records))
+    content = json.loads((run / "run.json").read_text())
+    content["marks"]["data sha256"] = content_digest(data)
+    (run / "run.json").write_text(json.dumps(content))
+    assert RunData(pictures).trained_on([run]) == {digest(pictures[0]), digest(pictures[2])}
+
+
+def test_where_no_processor_tells_what_was_left_out_it_is_said_and_not_counted(tmp_path, capsys):
+    run, pictures = long_data(tmp_path, None)
+    data = RunData(pictures)
+    for _ in range(2):
+        assert data.trained_on([run]) == frozenset()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        f"warning: {run}: its data {tmp_path / 'data.json'} shows 3 pictures of the probes, but it may have left them "
+        "out (--on_bad_sample drop, --model_max_length 100), and cannot be asked (no processor is left in its folder); "
+        "they are not counted as trained on"
+    )
+
+
+def test_data_that_is_looked_through_already_is_not_looked_through_again(pictures, abc):
+    """A run that is resumed: its own data, but not what an earlier start of it had."""
+    run = abc[1]
+    stinted(run, (0, abc[0]), (10, abc[1]))
+    marks = json.loads((run / "run.json").read_text())["marks"]
+    of_a = {digest(one) for one in pictures[:2]}
+    assert RunData(pictures, looked_through=marks).trained_on([run]) == of_a
+    assert len(RunData(pictures, looked_through=marks | {"data_fraction": 0.5}).trained_on([run])) == 4
 
 
 def streamed(run: Path) -> str:

@@ -40,9 +40,18 @@ def test_a_run_is_known_where_it_lies_and_by_the_name_that_it_wrote_down(run: Pa
     assert is_of(run, "runs/out at step 4", 4, run, None)  # from another working directory
     assert not is_of(run, "runs/other at step 4", 4, run, None)
     (run / "run.yaml").write_text("output_dir: /elsewhere/runs/out\n")  # as runs write it, in full
-    for place in ("runs/out", "./runs/out/", "../out", "../../runs/out", "out", "/elsewhere/runs/out"):
+    for place in (
+        "runs/out",
+        "./runs/out/",
+        "../out",
+        "../../runs/out",
+        "out",
+        ".",
+        "..",
+        "/elsewhere/runs/out",
+    ):
         assert is_of(run, f"{place} at step 4", 4, run, None), place
-    for place in ("runs/other", "ns/out", "..", ".", "other/elsewhere/runs/out", "/runs/out"):
+    for place in ("runs/other", "ns/out", "other/elsewhere/runs/out", "/runs/out"):
         assert not is_of(run, f"{place} at step 4", 4, run, None), place
     (run / "run.yaml").write_text(f"output_dir: {tmp_path}/before\n")  # moved since
     assert is_of(run, f"{tmp_path}/before at step 4", 4, run, None)

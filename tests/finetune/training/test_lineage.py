@@ -109,9 +109,32 @@ def test_weights_are_of_a_run_where_its_record_is_of_them(tmp_path: Path):
         (tmp_path, None, None),
     ):  # fmt: skip
         assert (run_of(weights), recorded_run_of(weights)) == (own, recorded), weights
-    assert [one.stints for one in begun({"lora_weight_path": str(left)}, None, 0).earlier] == [None]
+    (one,) = begun({"lora_weight_path": str(left)}, None, 0).earlier
+    assert one.stints and (one.model, one.end) == (str(left), 10)
+    assert [stint.marks["data sha256"] for stint in one.stints] == ["cats"]
     (one,) = begun({"lora_weight_path": str(run / "checkpoint-10")}, None, 0).earlier
     assert one.stints and [stint.after for stint in one.stints] == [0, 5]
+
+
+def test_a_checkpoint_that_was_left_behind_keeps_the_data_of_its_branch(tmp_path: Path):
+    """The run's record has that of the branch which was trained in its place."""
+    run = trained(tmp_path / "run", CATS, 10)
+    trained(run, DOGS, 20)
+    for other in (BIRDS, CATS):  # the second time, under a name of its own
+        run_folder.set_beyond_aside(run, 10)
+        trained(run, other, 20)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True)]
+    names = {"checkpoint-20": [(0, "cats"), (10, "dogs")], "checkpoint-20-2": [(0, "cats"), (10, "birds")]}
+    for name, expected in names.items():
+        left = run / "superseded" / name
+        (one,) = of_export(left) or ()
+        assert (one.model, one.kind, one.end) == (str(left), "model", 20)
+        assert [(stint.after, stint.marks["data sha256"]) for stint in one.stints or ()] == expected
+    assert run_folder.damage(run / "superseded" / "checkpoint-20", ours=True) is None
+    trained(run, DOGS | {"resume_from_checkpoint": str(run / "superseded" / "checkpoint-20")})
+    found = run_folder.lineage_of(run)  # the data of that branch, not of the checkpoint in its place
+    assert found is not None and spans(found) == [(20, "dogs", True)]
+    assert [stint.marks["data sha256"] for stint in found.earlier[0].stints or ()] == ["cats", "dogs"]
 
 
 def test_a_broken_lineage_beside_an_export_is_one_message(tmp_path: Path):

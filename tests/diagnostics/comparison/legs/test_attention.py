@@ -138,18 +138,32 @@ def test_through_a_resampler_that_was_supervised_no_layer_is_judged(pairs, side)
     assert "重采样器" in str(translated(leg.reason))
 
 
+def test_pictures_of_streamed_data_are_said_not_to_be_known(pairs):
+    def streamed(pairs):
+        return [replace(pair, after=replace(pair.after, supervised_unknown=True)) for pair in pairs]
+
+    more = "where it was not, as far as that is known: not for the supervised pictures of streamed data."
+    for told in (supervised(pairs, (1,)), supervised(pairs, (1,), pictures=lambda at: at < 2)):
+        assert "as far as" not in leg_of(told).reason
+        leg = leg_of(streamed(told))
+        assert leg.holds and leg.reason.endswith(more) and "流式数据" in str(translated(leg.reason))
+    assert "streamed" not in leg_of(streamed(pairs)).reason  # nothing was supervised
+    assert leg_of(streamed(supervised(pairs, (1, 3)))).holds is None
+
+
 @pytest.mark.parametrize("connector", [True, False])
 def test_records_say_so_on_disk(pairs, tmp_path, connector):
     record = replace(
         pairs[0].after,
         supervised_layers=(1, 3),
         supervised_picture=True,
+        supervised_unknown=True,
         supervised_connector=connector,
     )
     record.save(tmp_path / "one.safetensors")
     found = AttentionRecord.load(tmp_path / "one.safetensors")
     assert (found.supervised_layers, found.supervised_picture) == ((1, 3), True)
-    assert found.supervised_connector is connector
+    assert found.supervised_connector is connector and found.supervised_unknown
 
 
 # ---------------------------------------------------------------- a few probes against the rest

@@ -1,5 +1,6 @@
 """What families read off a checkpoint's processor."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,21 @@ def test_settings_by_which_two_processors_read_otherwise_are_named(tmp_path):
     assert differing_settings(processor, other) == {
         "image_mean": ([*processor.image_processor.image_mean], [0.1, 0.2, 0.3])
     }
+    written = tmp_path / "saved" / "processor_config.json"
+    settings = json.loads(written.read_text())
+    more = {
+        "data_format": "channels_first",
+        "default_to_square": True,
+        "device": None,
+        "return_tensors": None,
+    }
+    others = settings | {
+        "image_processor": settings["image_processor"] | more
+    }  # as those by torchvision write it
+    written.write_text(json.dumps(others))
+    assert saved().image_processor.to_dict()["data_format"] == "channels_first"
+    assert differing_settings(processor, saved()) == {}
+    written.write_text(json.dumps(settings))
     other = saved()
     other.chat_template = f"{other.chat_template} "
     assert [*differing_settings(processor, other)] == ["chat_template"]

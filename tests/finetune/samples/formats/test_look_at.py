@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from finetune.samples.conversation import LookAt
-from finetune.samples.formats.look_at import of_turn, places, words_of
+from finetune.samples.formats.look_at import occurrences, of_turn, places, words_of
 from finetune.samples.source import read
 
 BOX = [10, 5, 20, 15]  # of a picture of 40 × 20 pixels
@@ -100,6 +100,21 @@ def test_markup_looks_at_its_own_words(folder):
 
 def entries(phrase, *lefts):
     return [{"phrase": phrase, "boxes": [[left, 5, 39, 15]]} for left in lefts]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "words", "found"),
+    [
+        ("cat", "two cats and a cat", [15]),
+        ("cat", "two cats", [4]),
+        ("box", "boxes, boxer", [0]),
+        ("cat", "a category of wildcats", []),
+        ("on", "one person", []),
+        ("塔", "两座塔上", [2]),
+    ],
+)
+def test_a_phrase_is_a_whole_word_or_its_plural(phrase, words, found):
+    assert [one.start() for one in occurrences(phrase, words)] == found
 
 
 def test_entries_of_one_phrase_are_about_its_occurrences_in_order(folder):
