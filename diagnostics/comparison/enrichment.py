@@ -312,7 +312,7 @@ def _levels(pair: ProbePair, kind: str, row: int) -> tuple[float, float] | None:
 def localisation(pairs: Sequence[ProbePair]) -> Json | None:
     """Other measures of the same maps, mean over heads first and then over probes: pointing game, IoU, AUC, NSS, and
     the entropy of the map, for each key layer that looks at the picture. null without regions (or with a region that
-    covers every cell)."""
+    covers every cell). ``trained_on``: attention was trained on in the layer, so that it looks where it was told to."""
     found: Json = {}
     for index, layer in enumerate(pairs[0].layers):
         scores: dict[str, list[tuple[float, float]]] = {}
@@ -332,6 +332,7 @@ def localisation(pairs: Sequence[ProbePair]) -> Json | None:
                 name: dict(zip(SIDES, map(float, np.mean(values, axis=0)), strict=True))
                 for name, values in scores.items()
             }
+            found[str(layer.layer)]["trained_on"] = any(pair.is_trained_on(layer.layer) for pair in pairs)
     return found or None
 
 
@@ -346,7 +347,10 @@ _MAP_MEASURES: dict[str, Callable[..., Any]] = {
 
 def further_maps(pairs: Sequence[ProbePair]) -> Json | None:
     """Mean NSS of the judged region on the further maps (``--maps``), by layer ("all" for rollout). NSS accepts any
-    map, including relative attention with its negative cells. null if no further map was measured."""
+    map, including relative attention with its negative cells. null if no further map was measured.
+
+    ``trained_on``: attention was trained on in the layer, in any for rollout, which multiplies those of all.
+    """
     found: Json = {}
     judged = [pair for pair in pairs if pair.region is not None]
     for name in dict.fromkeys(name for pair in judged for name in pair.after.maps):
@@ -356,11 +360,20 @@ def further_maps(pairs: Sequence[ProbePair]) -> Json | None:
         layers = [*map(str, measured[0].after.layers)] if name != "rollout" else ["all"]
         found[name] = {}
         for row, layer in enumerate(layers):
-            found[name][layer] = {
+            means = {
                 side: float(np.mean([_nss(getattr(pair, side).maps[name][row], pair) for pair in measured]))
                 for side in SIDES
             }
+            found[name][layer] = {**means, "trained_on": _is_trained_on(measured, layer)}
     return found or None
+
+
+def _is_trained_on(pairs: Sequence[ProbePair], layer: str) -> bool:
+    """layer   "all": was attention trained on in any?"""
+    if layer != "all":
+        return any(pair.is_trained_on(int(layer)) for pair in pairs)
+    records = [getattr(pair, side) for pair in pairs for side in SIDES]
+    return any(one.supervised_layers or one.supervised_connector for one in records)
 
 
 def _nss(cells: Float[np.ndarray, " cells"], pair: ProbePair) -> float:

@@ -18,7 +18,10 @@ Json = dict[str, Any]
 
 
 def relation_enrichment(pairs: Sequence[ProbePair]) -> Json | None:
-    """The answer query's enrichment of both ends of the relation, for each key layer; null without a relation."""
+    """The answer query's enrichment of both ends of the relation, for each key layer; null without a relation.
+
+    ``trained_on``: attention was trained on in the layer, so that it looks where it was told to.
+    """
     related = [pair for pair in pairs if pair.probe.relation is not None]
     if not related:
         return None
@@ -32,14 +35,18 @@ def relation_enrichment(pairs: Sequence[ProbePair]) -> Json | None:
                 np.array([reading.enrichment_after for reading in readings]),
                 clusters=images_of(related),
             )
-            ends[end].append({"layer": layer.layer, **change.json()})
+            told = any(pair.is_trained_on(layer.layer) for pair in related)
+            ends[end].append({"layer": layer.layer, "trained_on": told, **change.json()})
     return ends
 
 
 def relation(pairs: Sequence[ProbePair]) -> Json | None:
     """Readings of the relation (``diagnostics.probing.relations``), mean over key layers (or the tower's), heads
     and probes, and ``phrase/both``: in each layer and head of a probe the smaller of the two ends. Where one head looks
-    at the subject and another at the object, it is below both means."""
+    at the subject and another at the object, it is below both means.
+
+    ``trained_on``: attention was trained on in a key layer; never of the tower's layers, where none is.
+    """
     related = [pair for pair in pairs if pair.before.relation and pair.after.relation]
     if not related:
         return None
@@ -56,6 +63,8 @@ def relation(pairs: Sequence[ProbePair]) -> Json | None:
             found[name] = {
                 **paired_change(before, after, images_of(having)).json(),
                 "probes": len(having),
+                "trained_on": not _is_of_tower(name)
+                and any(pair.is_trained_on(layer.layer) for pair in having for layer in pair.layers),
             }
     return found
 
@@ -63,13 +72,17 @@ def relation(pairs: Sequence[ProbePair]) -> Json | None:
 def _readings(record: AttentionRecord) -> dict[str, float]:
     key = list(record.layers)
     found = {
-        name: float((values if name.startswith("vision") else values[key]).mean())
+        name: float((values if _is_of_tower(name) else values[key]).mean())
         for name, values in record.relation.items()
     }
     if "phrase/subject" in found and "phrase/object" in found:
         both = np.minimum(record.relation["phrase/subject"], record.relation["phrase/object"])
         found["phrase/both"] = float(both[key].mean())
     return found
+
+
+def _is_of_tower(name: str) -> bool:
+    return name.startswith("vision")
 
 
 def mean_by_layer(pairs: Sequence[ProbePair], value: Callable[[ProbePair, LayerPair], Any]) -> Json:

@@ -63,10 +63,16 @@ class Models:
 
     def processor_warning(self) -> str | None:
         """One line where the processors of "before" and "after" have different settings: what is read through the
-        adapter's, or read differently. None where they have the same, and for records."""
+        adapter's, or read differently. None where they have the same, where one has none (the base of an adapter that
+        brings its own), and for records."""
         if self.folders[0] is not None or self.folders[-1] is not None:
             return None
-        before, after = (load_processor(one, base=self.base) for one in (self.sources[0], self.sources[-1]))
+        try:
+            before, after = (
+                load_processor(one, base=self.base) for one in (self.sources[0], self.sources[-1])
+            )
+        except ValueError:  # the models that need it are refused where they are loaded
+            return None
         differing = ", ".join(differing_settings(before, after))
         if not differing:
             return None

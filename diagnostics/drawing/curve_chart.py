@@ -107,7 +107,9 @@ def curve_figure(
             _draw(
                 place, panel, groups[name], numbers, colour[name], 1 + 0.05 * (shift - (len(members) - 1) / 2)
             )
-        by_picture = any(_drawn(panel, groups[name]) != panel.value for name in members)
+        by_picture = panel.by_picture is not None and draws_by_picture(
+            {name: groups[name] for name in members}
+        )
         _dress(place, panel, numbers, language, by_picture=by_picture)
     handles = [Line2D([], [], color=colour[name], marker="o", lw=1.6, label=name) for name in groups]
     figure.legend(
@@ -118,6 +120,16 @@ def curve_figure(
         prop=font("".join(groups), POINTS),
     )
     return figure
+
+
+def draws_by_picture(groups: Mapping[str, Any]) -> bool:
+    """Are right answers of any group drawn with each picture counted once?"""
+    return any(
+        _drawn(panel, group) != panel.value
+        for panel in PANELS
+        for group in groups.values()
+        if _measured(panel, group)
+    )
 
 
 def _members(panel: _Panel, groups: Mapping[str, Any], kept: Sequence[str]) -> list[str]:

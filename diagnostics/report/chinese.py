@@ -293,6 +293,14 @@ _CARDS = {
     "the smaller of these two, by layer and head": "逐层逐头取两者较小",
     "the later noun looks at the earlier one": "后一个名词看前一个",
     "the same with the nouns swapped": "交换名词后同上",
+    "the relation word looks at the subject (trained on)": "关系词看主体（受过训练）",
+    "the relation word looks at the object (trained on)": "关系词看客体（受过训练）",
+    "the smaller of these two, by layer and head (trained on)": "逐层逐头取两者较小（受过训练）",
+    "the later noun looks at the earlier one (trained on)": "后一个名词看前一个（受过训练）",
+    "the same with the nouns swapped (trained on)": "交换名词后同上（受过训练）",
+    "“Trained on”: a mean over layers; in one or more of them attention was trained on, so it looks where it was told to.": (
+        "“受过训练”：各层的均值；其中一层或多层的注意力受过训练，因此它看的正是训练所要求之处。"
+    ),
     "in the vision tower, the subject's patches look at the object": "视觉塔中主体的图块看客体",
     "the same for random boxes": "随机框同上",
     "hiding and showing the picture bit by bit": "逐步遮住与逐步露出图片",

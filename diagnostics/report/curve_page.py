@@ -9,6 +9,7 @@ from typing import Any
 
 from diagnostics.comparison.curve import headline
 from diagnostics.comparison.legs.leg import percent, whole_percent
+from diagnostics.drawing.curve_chart import draws_by_picture
 from diagnostics.report.languages import SWITCH_PLACE, TAGS, Language, in_both_languages, translated
 from diagnostics.report.page import TEMPLATE
 from diagnostics.report.verdict_cards import pill
@@ -63,7 +64,7 @@ def curve_html(
 
 
 def _by_picture(groups: Mapping[str, Any]) -> str:
-    if all(group["base"].get("pictures_right") is None for group in groups.values()):
+    if not draws_by_picture(groups):
         return ""
     return " Where probes share pictures, right answers are drawn with each picture counted once."
 

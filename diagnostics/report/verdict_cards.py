@@ -23,6 +23,10 @@ TRAINED_ON = "trained on"
 TOLD_TO = (
     f"“{TRAINED_ON.capitalize()}”: attention was trained on in this layer, so it looks where it was told to."
 )
+TOLD_IN_SOME = (
+    f"“{TRAINED_ON.capitalize()}”: a mean over layers; in one or more of them attention was trained on, so it looks "
+    "where it was told to."
+)
 _KINDS = {HOLDS: "good", FAILS: "bad", NOT_MEASURED: "unmeasured"}
 _WAYS = {
     "occlusion_nats": "hiding it in the picture",
@@ -368,14 +372,15 @@ def _relation(group: Mapping[str, Any]) -> str:
     if not relation:
         return ""
     rows = "".join(
-        f"<tr><td>{html.escape(_RELATION_WORDS.get(name, name))}</td>"
+        f"<tr><td>{html.escape(_RELATION_WORDS.get(name, name) + _trained_mark(one))}</td>"
         f'<td class="numbers">{_reading(name, one["before"])} → <b>{_reading(name, one["after"])}</b></td></tr>'
         for name, one in sorted(relation.items(), key=lambda item: _place(item[0]))
     )
+    told = f'<p class="size">{TOLD_IN_SOME}</p>' if any(map(_trained_mark, relation.values())) else ""
     return _more(
         "the relation",
         "Expect weak signals: spatial order is often read from the background. × is a multiple of the area's share.",
-        f"<table>{rows}</table>",
+        f"<table>{rows}</table>{told}",
     )
 
 

@@ -162,16 +162,8 @@ class Engine:
         )
         made = cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path), keep=keep)
         made._bases = bases
-        base, adapter = resolve(path, base=bases.get("base"))
-        if adapter is not None:  # which may have been trained with other pixels, or another chat template
-            made._base_processor = load_processor(base)
-            differing = ", ".join(differing_settings(made._base_processor, processor))
-            if differing:
-                print(
-                    f"{path}: its processor has other settings than its base's ({differing}); with the adapter off, "
-                    "pictures and questions are read as the base's does",
-                    flush=True,
-                )
+        if made.has_adapter:  # which may have been trained with other pixels, or another chat template
+            made._base_processor = _base_processor(path, resolve(path, base=bases.get("base"))[0], processor)
         return made
 
     @property
@@ -220,7 +212,9 @@ class Engine:
                 keep=self.keep,
             )
         )
-        return self._beside(loaded.model, loaded.processor, name=loaded.name)
+        other = self._beside(loaded.model, loaded.processor, name=loaded.name)
+        other._base_processor = loaded._base_processor
+        return other
 
     def reply(
         self, turns: Sequence[Turn], *, stop: threading.Event, max_new_tokens: int = MAX_NEW_TOKENS
@@ -253,7 +247,7 @@ class Engine:
         other = Engine(
             model, processor, mode=self.mode, cache_bytes=self.cache_bytes, name=name, keep=self.keep
         )
-        other._queue = self._queue
+        other._queue, other._bases = self._queue, self._bases
         return other
 
     def _answer(self, job: Job) -> None:
@@ -355,6 +349,28 @@ class Engine:
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def _base_processor(path: str | Path, base: str, own: Any) -> Any:
+    """The processor to read with while an adapter is off: the base's, or the adapter's ``own`` where the base has none.
+    Prints one line where that is seen."""
+    try:
+        found = load_processor(base)
+    except ValueError as error:
+        print(
+            f"{path}: with the adapter off, pictures and questions are read as the adapter's processor does, for the "
+            f"base has no processor of its own: {error}",
+            flush=True,
+        )
+        return own
+    differing = ", ".join(differing_settings(found, own))
+    if differing:
+        print(
+            f"{path}: its processor has other settings than its base's ({differing}); with the adapter off, "
+            "pictures and questions are read as the base's does",
+            flush=True,
+        )
+    return found
 
 
 class _Prompt(NamedTuple):

@@ -25,9 +25,10 @@ from finetune.flags import help
 from finetune.flags.arguments import Arguments
 from finetune.flags.argv import split_flags
 from finetune.flags.flags_of_2023 import RENAMED
-from finetune.model.run_data import RUN_FILE
 
 # YAML 1.1 reads a bare "no" as false.
+OF_A_RUN = "run.json"
+"""``finetune.model.run_data.RUN_FILE``, from where nothing comes here."""
 _WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy")
 
 
@@ -75,7 +76,7 @@ def check_moved(path: Path, flags: Sequence[str]) -> None:
     """Raises ValueError for the file of a run whose folder has been moved since: it names the folder in full where it
     was, and training would begin there anew instead of going on here."""
     own = path.absolute().parent
-    if not (own / RUN_FILE).is_file():
+    if not (own / OF_A_RUN).is_file():
         return  # a file of flags, or a copy of one
     named = [values[0] for name, values in split_flags(flags) if name == "output_dir" and len(values) == 1]
     if named and os.path.realpath(named[0]) != os.path.realpath(own):

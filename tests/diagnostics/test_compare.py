@@ -203,7 +203,7 @@ def test_other_measures_of_the_same_maps(tmp_path: Path) -> None:
     before, after = records(of, 0), records(of, 10)
     group = comparison_of(pair_all(of, before, after))["groups"]["sphere-building"]
     found = group["localisation"]["3"]
-    assert set(found) == {"pointing_game", "iou", "auc", "nss", "entropy"}
+    assert set(found) == {"pointing_game", "iou", "auc", "nss", "entropy", "trained_on"}
     assert found["nss"]["after"] > found["nss"]["before"] and found["auc"]["after"] > found["auc"]["before"]
     assert group["further_maps"] is None and group["sink_share"] is None
     retention = comparison_of(pair_all(of, before, after))["groups"]["retention"]
@@ -228,6 +228,11 @@ def test_other_measures_of_the_same_maps(tmp_path: Path) -> None:
     assert set(group["further_maps"]) == {"relative", "rollout"} and record.layers == (1, 3)
     assert set(group["further_maps"]["relative"]) == {"1", "3"}
     assert set(group["further_maps"]["rollout"]) == {"all"}
+    more[1] = {name: replace(one, supervised_layers=(3,)) for name, one in more[1].items()}
+    group = comparison_of(pair_all(of, *more))["groups"]["sphere-building"]
+    marked = {layer: one["trained_on"] for layer, one in group["further_maps"]["relative"].items()}
+    assert marked == {layer: one["trained_on"] for layer, one in group["localisation"].items()}
+    assert marked == {"1": False, "3": True} and group["further_maps"]["rollout"]["all"]["trained_on"]
 
 
 def test_a_checkpoint_against_itself_gives_no_finding(tmp_path: Path) -> None:
@@ -439,6 +444,23 @@ def test_other_settings_of_an_adapter_s_processor_are_said_of_every_group(
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     processor.save_pretrained(adapter)
     assert warned("other")
+
+
+def test_an_adapter_that_brings_its_processor_is_compared_with_a_base_that_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = base_and_adapter(tmp_path)
+    tiny_processor(base).save_pretrained(adapter)
+    for file in base.iterdir():
+        if file.name not in ("config.json", "generation_config.json", "model.safetensors"):
+            file.unlink()
+    write_probes(tiny_probes(tmp_path, 2), tmp_path / "probes.json")
+    found = compare_sources(
+        str(base), str(adapter), tmp_path / "out", probes_file=tmp_path / "probes.json", key_layers="0"
+    )
+    assert found["groups"]
+    assert not any("processor" in one for group in found["groups"].values() for one in group["warnings"])
+    assert "processor" not in capsys.readouterr().out
 
 
 def test_what_the_base_of_an_adapter_was_trained_on_is_said_of_the_adapter_too(tmp_path: Path) -> None:

@@ -978,6 +978,7 @@ def localisation(pairs: list[Pair]) -> Json | None:
                 )
         if values:
             found[str(layer)] = {name: both(one) for name, one in values.items()}
+            found[str(layer)]["trained_on"] = was_told(pairs, layer)
     return found or None
 
 
@@ -1044,6 +1045,11 @@ def further_maps(pairs: list[Pair]) -> Json | None:
                 )
                 for row, layer in enumerate(layers)
             }
+            for layer, one in found[name].items():
+                headers = [side.header for pair in having for side in pair.sides]
+                told = {number for header in headers for number in header["supervised_layers"]}
+                among = told if layer == "all" else told & {int(layer)}
+                one["trained_on"] = bool(among) or any(header["supervised_connector"] for header in headers)
     return found or None
 
 
@@ -1124,6 +1130,7 @@ def relation(pairs: list[Pair]) -> tuple[Json | None, Json | None]:
         end: [
             {
                 "layer": layer,
+                "trained_on": was_told(related, layer),
                 **change(
                     *np.array([pair.times(row, pair.coverage[pair.ends[at]]) for pair in related]).T, pictures
                 ),
@@ -1138,7 +1145,11 @@ def relation(pairs: list[Pair]) -> tuple[Json | None, Json | None]:
     }
     values["phrase/both"] = np.minimum(*values.values())
     readings = {
-        name: {**change(*np.array(one).mean((2, 3)).T, pictures), "probes": len(related)}
+        name: {
+            **change(*np.array(one).mean((2, 3)).T, pictures),
+            "probes": len(related),
+            "trained_on": any(was_told(related, layer) for layer in layers),
+        }
         for name, one in values.items()
     }
     return ends, readings

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from diagnostics.drawing.curve_chart import curve_figure
+from diagnostics.drawing.curve_chart import curve_figure, draws_by_picture
+from diagnostics.report.curve_page import _by_picture
 
 
 def point(samples: int, right: float, pictures_right: float | None, ends: list[float]) -> dict[str, Any]:
@@ -52,3 +53,14 @@ def test_a_bar_of_another_share_is_not_drawn(base: float | None) -> None:
     """One run is of an earlier version, which kept the interval of pictures without their share."""
     points = [point(100, 0.7, None, [0.2, 0.6]), point(400, 0.9, 0.62, [0.5, 0.7])]
     assert drawn(points, base) == ("right answers", [0.7, 0.9], [], [0.1])
+
+
+@pytest.mark.parametrize(("first", "by_picture"), [(None, False), (0.4, True)])
+def test_by_picture_is_said_where_it_is_drawn(first: float | None, by_picture: bool) -> None:
+    """Of one run without the share of pictures, all answers are drawn."""
+    points = [point(100, 0.7, first, [0.2, 0.6]), point(400, 0.9, 0.62, [0.5, 0.7])]
+    base = {"right": 0.1, "pictures_right": 0.05, "enrichment": None, "cost_nats": None}
+    groups = {"towers": {"base": base, "points": points}}
+    assert draws_by_picture(groups) is by_picture
+    assert ("by picture" in drawn(points, 0.05)[0]) is by_picture
+    assert ("counted once" in _by_picture(groups)) is by_picture

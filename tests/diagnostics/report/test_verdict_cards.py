@@ -82,6 +82,30 @@ def test_a_head_that_a_loss_told_where_to_look_is_marked(tmp_path, has_random):
     assert "trained on" not in card_of(flat(pairs_of(tmp_path, tower=Made())))
 
 
+@pytest.mark.parametrize("told", [(), (3,)])
+def test_a_relation_read_where_a_loss_told_where_to_look_is_marked(tmp_path, told):
+    names = ("phrase/subject", "phrase/object", "nouns", "nouns/swapped", "vision")
+    looks = {name: np.full((4, 2), 0.5, np.float32) for name in names}
+    made = Made(relation=Relation("on", "spheres", "podium"))
+    pairs = [
+        pair_records(
+            p.probe,
+            replace(p.before, relation=looks),
+            replace(p.after, relation=looks, supervised_layers=told),
+        )
+        for p in flat(pairs_of(tmp_path, tower=made))
+    ]
+    group = comparison_of(pairs)["groups"]["tower"]
+    marked = {name for name, one in group["relation"].items() if one["trained_on"]}
+    assert marked == ({*names, "phrase/both"} - {"vision"} if told else set())
+    for end in group["relation_enrichment"].values():
+        assert {one["layer"]: one["trained_on"] for one in end} == {1: False, 3: bool(told)}
+    card = card_of(pairs)
+    table = card[card.index("the relation word") :]
+    assert table.count("(trained on)") == len(marked)
+    assert ("in one or more of them attention was trained on" in table) == bool(told)
+
+
 def test_the_smaller_end_of_a_relation_is_of_each_head(tmp_path):
     """One head looks at the subject, the other at the object: both means are above the mean of what each does less."""
     looks = {

@@ -375,17 +375,7 @@ def test_an_adapter_off_answers_as_the_base_does_and_on_again_as_before(processo
 
 def test_with_the_adapter_off_pictures_are_read_as_the_base_reads_them(tmp_path, pictures, capsys):
     """An adapter's folder has the processor that it was trained with."""
-    for name in ("base", "adapter"):
-        (tmp_path / name).mkdir()
-        processor = tiny_processor(tmp_path / name)
-        if name == "adapter":
-            processor.image_processor.image_mean = [0.1, 0.2, 0.3]
-        processor.save_pretrained(tmp_path / name)
-    tiny_model().save_pretrained(tmp_path / "base")
-    lora = LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False)
-    adapted = get_peft_model(load(tmp_path / "base")[0], lora)
-    adapted.save_pretrained(tmp_path / "adapter")
-    engine = Engine.load(tmp_path / "adapter", mode="full", cpu_only=True)
+    engine = Engine.load(saved_adapter(tmp_path), mode="full", cpu_only=True)
     assert "other settings than its base's (image_mean); with the adapter off" in capsys.readouterr().out
     base = Engine.load(tmp_path / "base", mode="full", cpu_only=True)
     off, plain, on = (ask(one, question(pictures[0]))[-1] for one in (engine.adapter_off(), base, engine))
@@ -393,6 +383,44 @@ def test_with_the_adapter_off_pictures_are_read_as_the_base_reads_them(tmp_path,
     assert engine.processor.image_processor.image_mean == [0.1, 0.2, 0.3]
     assert not np.array_equal(on.trace.rows[1], plain.trace.rows[1])
     assert "settings" not in capsys.readouterr().out
+
+
+def saved_adapter(folder, *, bias="none"):
+    """An adapter whose processor has another mean than that of its base."""
+    for name in ("base", "adapter"):
+        (folder / name).mkdir()
+        processor = tiny_processor(folder / name)
+        if name == "adapter":
+            processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+        processor.save_pretrained(folder / name)
+    tiny_model().save_pretrained(folder / "base")
+    lora = LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, bias=bias)
+    get_peft_model(load(folder / "base")[0], lora).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def test_a_base_without_a_processor_is_read_through_the_adapter_s(tmp_path, capsys):
+    adapter = saved_adapter(tmp_path)
+    for file in (tmp_path / "base").iterdir():
+        if file.name not in ("config.json", "generation_config.json", "model.safetensors"):
+            file.unlink()
+    engine = Engine.load(adapter, mode="text", cpu_only=True)
+    assert engine.adapter_off().processor is engine.processor
+    lines = [line for line in capsys.readouterr().out.splitlines() if "with the adapter off" in line]
+    assert len(lines) == 1 and "the base has no processor of its own: " in lines[0]
+
+
+def test_a_checkpoint_beside_another_reads_with_its_own_base_s_processor(tmp_path, capsys):
+    adapter = saved_adapter(tmp_path)
+    other = Engine.load(tmp_path / "base", mode="text", cpu_only=True).with_checkpoint(adapter)
+    assert other.processor.image_processor.image_mean == [0.1, 0.2, 0.3]
+    assert other.adapter_off().processor.image_processor.image_mean != [0.1, 0.2, 0.3]
+    assert capsys.readouterr().out.count("with the adapter off") == 1
+
+
+def test_nothing_is_said_of_an_adapter_off_that_cannot_be(tmp_path, capsys):
+    engine = Engine.load(saved_adapter(tmp_path, bias="lora_only"), mode="text", cpu_only=True)
+    assert not engine.has_adapter and "with the adapter off" not in capsys.readouterr().out
 
 
 def test_an_adapter_that_trains_biases_is_not_offered_switched_off(processor):
