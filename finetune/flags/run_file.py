@@ -26,9 +26,9 @@ from finetune.flags.arguments import Arguments
 from finetune.flags.argv import split_flags
 from finetune.flags.flags_of_2023 import RENAMED
 
-# YAML 1.1 reads a bare "no" as false.
 OF_A_RUN = "run.json"
 """``finetune.model.run_data.RUN_FILE``, from where nothing comes here."""
+# YAML 1.1 reads a bare "no" as false.
 _WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy")
 
 
