@@ -18,6 +18,7 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.hidden_states import HiddenStates
 from diagnostics.capture.stations import Stations
 from diagnostics.diagnosis.patches import patches_of_cells, rows_of_patches
+from diagnostics.probing.processes import in_processes, parted, worthwhile
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
 from diagnostics.probing.regions import region_tokens
 from diagnostics.records.probes import Probe
@@ -30,6 +31,8 @@ Regions = Mapping[str, Sequence[Box]]
 Blocks = tuple[np.ndarray, ...]
 USUAL = 16
 """Pictures, at most, from which it is taken how a resampler's tokens usually read a picture."""
+TOGETHER = 8
+"""Probes, at most, between two moves of the progress bar."""
 GREY = (128, 128, 128)
 """Of blank pictures: one for all, since the mean colour of a picture may tell what it shows."""
 
@@ -83,6 +86,8 @@ def features_of(
 ) -> list[Features]:
     """One forward a probe, and before a resampler ``USUAL`` more; the model is left as it was.
 
+    A small model on a CPU is forked into processes that share the probes out (``diagnostics.probing.processes``).
+
     Raises ValueError naming the probe whose region covers no cell.
     """
     bare = bare_model(model)
@@ -90,8 +95,12 @@ def features_of(
     reader = ProbeEncoder(family, processor)
     last = len(language_layers(bare, family)) - 1
     layers = sorted({0, max(last - 1, 0), last})
-    bar = tqdm(asked, desc="reading hidden states", unit="probe", disable=not progress, leave=False)
+    processes = worthwhile(bare, len(asked))
+    bar = tqdm(
+        total=len(asked), desc="reading hidden states", unit="probe", disable=not progress, leave=False
+    )
     with (
+        bar,
         untouched(bare),
         AttentionExtractor(bare, [], family=family) as extractor,
         HiddenStates(bare, layers, sequences=[0], family=family) as states,
@@ -102,7 +111,16 @@ def features_of(
             placed = [one.probe for one in asked if one.boxes is not None]
             chosen = placed[:: -(-len(placed) // USUAL)] if placed else []
             run = run._replace(connector=run.usual_connector([reader.read(probe) for probe in chosen]))
-        return [run.features(_read(reader, one), one) for one in bar]
+
+        def read(part: Sequence[Asked]) -> list[Features]:
+            return [run.features(_read(reader, one), one) for one in part]
+
+        found: list[Features] = []
+        parts = parted(asked, processes, most=TOGETHER)
+        for some in in_processes(read, parts, processes=processes) if processes > 1 else map(read, parts):
+            found += some
+            bar.update(len(some))
+        return found
 
 
 def _read(reader: ProbeEncoder, asked: Asked) -> EncodedProbe:

@@ -242,11 +242,12 @@ class Prober:
         model_name: str,
     ) -> AttentionRecord:
         probe, images = asked.probe, asked.answer.images
+        depth = self.depth.of(probe)
         connector = seen.connector[0] if seen.connector else None
         answer_rows = seen.rows[:, :, 0]
         whole = partial(in_all_layers, self.model, self.family)
-        loan = loan_for(probe, self.probes) if OTHER in self.depth.pictures else None
-        interventions, controls = runner.taken_away(asked, self.depth, self.key_layers, connector, loan)
+        loan = loan_for(probe, self.probes) if OTHER in depth.pictures else None
+        interventions, controls = runner.taken_away(asked, depth, self.key_layers, connector, loan)
         record = AttentionRecord(
             probe_id=probe.id,
             group=probe.group,
@@ -283,16 +284,17 @@ class Prober:
             probe_mark=probe_mark(probe),
         )
         margin = record.scores.margin_nats
-        if not self.depth.curves or margin is None or not probe.regions:
+        if not depth.curves or margin is None or not probe.regions:
             return record
         order = cells_from_row(record.rows[:, :, 0].mean((0, 1)), images[0], connector)
         return replace(record, curves=runner.curves(asked, order, margin))
 
     def _mediated(self, record: AttentionRecord, asked: EncodedProbe, runner: TrialRunner) -> AttentionRecord:
         """Adds the margins with the attention of the model before put back."""
-        if self.before is None or not self.depth.patching or asked.foil is None:
+        depth = self.depth.of(asked.probe)
+        if self.before is None or not depth.patching or asked.foil is None:
             return record
-        parts = parts_of(runner.extractor.names, self.key_layers, every_layer=self.depth.windows)
+        parts = parts_of(runner.extractor.names, self.key_layers, every_layer=depth.windows)
         patches, source = Mediator(runner, self.before, parts).patches(asked)
         return replace(record, patches=patches, patched_from=source)
 

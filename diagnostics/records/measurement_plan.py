@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from diagnostics.records.probes import Probe
+from diagnostics.records.probes import KEPT_SHARE, Probe
 
 OCCLUSION, KNOCKOUT, TOWER_KNOCKOUT = "occlusion", "knockout", "tower knockout"
 """Interventions on a region: hidden in the picture; question and answer kept from looking at the tokens that stand for
@@ -54,6 +54,8 @@ class MeasurementPlan:
     curves       insertion and deletion curves
     relations    both ends of a relation, its nouns, and the vision tower between them
     maps         further maps: "relative", "gradient", "rollout"
+    kept         hide regions and put attention back also in groups that are judged by whether they were kept
+                 (``retention``, ``neighbour``): by their answers, so that no verdict rests on it
     """
 
     name: str
@@ -66,10 +68,20 @@ class MeasurementPlan:
     curves: bool = False
     relations: bool = False
     maps: tuple[str, ...] = ()
+    kept: bool = True
+
+    def of(self, probe: Probe) -> MeasurementPlan:
+        """What this plan measures of one probe."""
+        if self.kept or probe.group not in KEPT_SHARE:
+            return self
+        return replace(self, kinds=(), patching=False, windows=False, curves=False)
 
     def passes(self, probe: Probe, key_layers: int, allowed: Allowed) -> int:
         """How many sequences the model reads for one probe. Answer, foil and generated reply go on from one prompt, and
         knock-outs from one reading of the pictures; what goes on is not counted."""
+        return self.of(probe)._passes(probe, key_layers, allowed)
+
+    def _passes(self, probe: Probe, key_layers: int, allowed: Allowed) -> int:
         count = 1
         if self.relations and probe.relation is not None:
             count += 2
@@ -98,11 +110,10 @@ class MeasurementPlan:
         """Does a plan with these fields measure everything that this one does? ``measured``: as read from a file."""
         if not isinstance(measured, Mapping):
             return False
-        return all(
-            _covers(measured.get(one.name), getattr(self, one.name))
-            for one in fields(self)
-            if one.name != "name"
-        )
+        wanted = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "name"}
+        wanted["kept"] = self.kept and bool(self.kinds or self.patching or self.windows or self.curves)
+        measured = {"kept": True, **measured}  # a plan of before this field measured every group alike
+        return all(_covers(measured.get(name), value) for name, value in wanted.items())
 
     def with_maps(self, *names: str) -> MeasurementPlan:
         """This plan with further maps.
@@ -122,7 +133,7 @@ def _covers(found: Any, wanted: bool | int | tuple[str, ...]) -> bool:
 
 
 WATCH = MeasurementPlan("watch")
-CAUSE = MeasurementPlan("cause", kinds=(OCCLUSION,), controls=1)
+CAUSE = MeasurementPlan("cause", kinds=(OCCLUSION,), controls=1, kept=False)
 QUICK = MeasurementPlan(
     "quick",
     kinds=(OCCLUSION, KNOCKOUT, TOWER_KNOCKOUT),
@@ -130,8 +141,9 @@ QUICK = MeasurementPlan(
     pictures=PICTURES,
     patching=True,
     relations=True,
+    kept=False,
 )
-FULL = replace(QUICK, name="full", controls=4, windows=True, curves=True)
+FULL = replace(QUICK, name="full", controls=4, windows=True, curves=True, kept=True)
 DEPTHS = {depth.name: depth for depth in (QUICK, FULL)}
 CHECKPOINT_DEPTHS = {depth.name: depth for depth in (WATCH, CAUSE)}
 

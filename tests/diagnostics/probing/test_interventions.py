@@ -1,6 +1,6 @@
 """What is taken away, against the model asked by hand; and what a probing costs, against what it costs."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions, region_mass
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.salience import curve_area, salient_places
+from diagnostics.probing.before import OtherModel
 from diagnostics.probing.interventions import fills_the_picture
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import ProbeEncoder, scored_span
@@ -22,6 +23,7 @@ from diagnostics.probing.regions import (
     window_of,
 )
 from diagnostics.records.measurement_plan import (
+    CAUSE,
     CURVE_SHARES,
     FULL,
     MAPS,
@@ -195,8 +197,10 @@ def test_a_region_that_fills_the_picture_is_not_taken_away(model, processor, pro
 
 
 @pytest.mark.parametrize("lending", [False, True])
+@pytest.mark.parametrize("group", ["", "neighbour"])
 @pytest.mark.parametrize("depth", [WATCH, QUICK, replace(FULL, controls=2).with_maps(*MAPS)])
-def test_a_probing_costs_what_was_said(model, processor, folder, probe, depth, lending):
+def test_a_probing_costs_what_was_said(model, processor, folder, probe, depth, group, lending):
+    probe = replace(probe, group=group or probe.group)
     read, others = 0, tiny_probes(folder, 3)[1:] if lending else ()
 
     def count(_, arguments, options):
@@ -210,6 +214,37 @@ def test_a_probing_costs_what_was_said(model, processor, folder, probe, depth, l
     prober.run(probe, 0, "tiny")
     hook.remove()
     assert read == depth.passes(probe, key_layers=2, allowed=prober.allowed)
+
+
+@pytest.mark.parametrize("group", ["retention", "neighbour"])
+def test_of_groups_to_be_kept_regions_are_hidden_in_a_full_probing_alone(model, processor, probe, group):
+    """They are judged by their answers; what is asked of the picture is measured, since a diagnosis compares it."""
+    kept = replace(probe, group=group)
+
+    def measured(depth, one):
+        before = OtherModel(model, "before")
+        prober = Prober(model, processor, key_layers=[1], probes=[one], depth=depth, before=before)
+        found = prober.run(one, 0, "tiny")
+        return (
+            bool(found.interventions),
+            bool(found.patches),
+            bool(found.curves),
+            bool(found.picture_controls),
+        )
+
+    quick = replace(QUICK, generate=False, relations=False)
+    full = replace(FULL, generate=False, relations=False, controls=1)
+    assert measured(quick, probe) == (True, True, False, True)
+    assert measured(quick, kept) == (False, False, False, True)
+    assert measured(full, kept) == (True, True, True, True)
+    assert measured(CAUSE, kept) == (False, False, False, False)
+
+
+def test_a_plan_that_was_written_before_groups_were_told_apart_measured_all(probe):
+    old = asdict(FULL)
+    del old["kept"]
+    assert QUICK.is_part_of(old) and FULL.is_part_of(old)
+    assert QUICK.is_part_of(asdict(FULL)) and not FULL.is_part_of(asdict(replace(FULL, kept=False)))
 
 
 def test_pictures_are_replaced_by_a_blank_one_by_anothers_and_by_none(model, processor, folder):

@@ -179,7 +179,7 @@ def test_patching_costs_what_was_said(model, processor, probes, depth):
 
 
 def test_the_cost_in_words_counts_the_model_before(probes):
-    plan = replace(QUICK, kinds=(), pictures=(), relations=False, generate=False)
+    plan = replace(QUICK, kinds=(), pictures=(), relations=False, generate=False, kept=True)
     allowed = Allowed(resampler=True, alone=True, lent=frozenset())
     words = cost_words(plan, probes, 2, allowed)
     assert words.startswith("quick probing of 3 probes: 3 sequences to read (1.0 a probe)")

@@ -27,7 +27,7 @@ from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERI
 KEY_LAYERS = (0, 2)
 ATTENTION = r"transformer\.h\.\d+\.attn\.c_attn"
 LANGUAGE = [f"layer_{layer}" for layer in range(N_LAYERS)]
-TWO_CONTROLS = replace(QUICK, controls=2)
+TWO_CONTROLS = replace(QUICK, controls=2, kept=True)
 SILENT = replace(WATCH, generate=False)
 SILENT_TRIALS = replace(QUICK, generate=False)
 
