@@ -80,6 +80,10 @@ SWITCH_PLACE = '<nav class="languages"></nav>'
 """An element: no text of a user, in which "<" is written as an entity, can be taken for it."""
 
 
+AS_WRITTEN = r'<(?P<tag>\w+)[^>]*translate="no"[^>]*>.*?</(?P=tag)>'
+"""A whole element whose text stays as it is."""
+
+
 def filled(template: str, parts: Mapping[str, str]) -> str:
     """A template with each ``{{NAME}}`` filled once: what a part says, such as a group called "{{CASES}}", stays."""
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda name: parts[name[1]], template)
@@ -202,12 +206,12 @@ class _Writer(HTMLParser):
         unit, self._unit = "".join(self._unit), []
         inner = unit.strip()
         if not inner or not _has_words(_bare(inner)):
-            self.parts.append(unit)
+            self.parts.append(_unbroken(unit))
             return
         chinese = translated(inner)
         if chinese is None:
             self.missing.append(inner)
-            self.parts.append(unit)
+            self.parts.append(_unbroken(unit))
             return
         tag = self._open[-1][0] if self._open else ""
         if tag in ("title", "option"):
@@ -218,8 +222,15 @@ class _Writer(HTMLParser):
         holder = "tspan" if tag in ("text", "tspan") else "span"
         start, end = unit[: len(unit) - len(unit.lstrip())], unit[len(unit.rstrip()) :]
         self.parts.append(
-            f'{start}<{holder} lang="en">{inner}</{holder}><{holder} lang="zh-CN">{chinese}</{holder}>{end}'
+            f'{start}<{holder} lang="en">{_unbroken(inner)}</{holder}>'
+            f'<{holder} lang="zh-CN">{_unbroken(chinese)}</{holder}>{end}'
         )
+
+
+def _unbroken(text: str) -> str:
+    """A number and its percent sign stay on one line; what a user wrote stays as it is."""
+    spaces = re.compile(rf"({AS_WRITTEN})|(?<=\d) (?=%)", re.S)
+    return spaces.sub(lambda found: found[0] if found[1] else "\N{NO-BREAK SPACE}", text)
 
 
 def _with_data(tag: str, said: Mapping[str, Mapping[str, str]]) -> str:
@@ -229,7 +240,7 @@ def _with_data(tag: str, said: Mapping[str, Mapping[str, str]]) -> str:
 
 def _bare(text: str) -> str:
     """Without elements that stay as they are, and without tags."""
-    return re.sub(r"<[^>]*>", " ", re.sub(r'<(\w+)[^>]*translate="no"[^>]*>.*?</\1>', " ", text, flags=re.S))
+    return re.sub(r"<[^>]*>", " ", re.sub(AS_WRITTEN, " ", text, flags=re.S))
 
 
 def _has_words(text: str) -> bool:

@@ -404,7 +404,7 @@ def test_the_best_model_is_what_is_compared_and_shown_where_it_is_loaded(
     assert end.scores.answer_nats == pytest.approx(second.scores.answer_nats, abs=1e-4)
     assert "the best, checkpoint-2" in end.model
     shown = EventAccumulator(str(tmp_path / "runs"), {"scalars": 0}).Reload()
-    margins = [(one.step, one.value) for one in shown.Scalars("5 guards/margin_nats/retention")]
+    margins = [(one.step, one.value) for one in shown.Scalars("2 answers/margin_nats/colours")]
     assert [step for step, _ in margins] == [0, 2, 4]
     assert margins[2][1] == pytest.approx(margins[1][1], abs=1e-4)
 
@@ -444,9 +444,9 @@ def test_going_on_after_the_best_was_loaded_measures_the_step_itself(tmp_path, p
         [margin(whole, step) for step in (2, 4, 6)], abs=1e-4
     )
     shown = EventAccumulator(str(again / "runs"), {"scalars": 0}).Reload()
-    (*_, last) = [one for one in shown.Scalars("5 guards/margin_nats/retention") if one.step == 4]
+    (*_, last) = [one for one in shown.Scalars("2 answers/margin_nats/colours") if one.step == 4]
     other = EventAccumulator(str(whole / "runs"), {"scalars": 0}).Reload()
-    (true,) = [one for one in other.Scalars("5 guards/margin_nats/retention") if one.step == 4]
+    (true,) = [one for one in other.Scalars("2 answers/margin_nats/colours") if one.step == 4]
     assert last.value == pytest.approx(true.value, abs=1e-4)
 
 
@@ -480,8 +480,8 @@ def test_an_accelerate_loop_probes_by_hand(tmp_path, processor, probes):
     )
     assert after.scores.answer_nats != before.scores.answer_nats and len(after.interventions) == 6
     tags = written_tags(tmp_path / "runs")
-    assert {step for tag, step in tags if tag == "5 guards/margin_nats/retention"} == {0, 2, 4}
-    assert ("5 guards - retention/disc-1/layer_1", 4) in tags
+    assert {step for tag, step in tags if tag == "2 answers/margin_nats/colours"} == {0, 2, 4}
+    assert ("3 attention - colours/disc-1/layer_1", 4) in tags
     # It goes on in another process, and refuses what it was not.
     loop(tmp_path, processor, probes, steps=6, start=4, model=model)
     assert comparison(tmp_path)["series"]["steps"] == [0, 2, 4, 6]
@@ -542,5 +542,5 @@ def test_probes_may_move_and_change_their_group(first, tmp_path, processor, prob
     watcher, _ = train(tmp_path / "run", processor, moved, resume=tmp_path / "run" / "checkpoint-2")
     assert watcher.missing == [] and list(comparison(tmp_path / "run")["groups"]) == [
         "new sphere-building",
-        "new retention",
+        "new colours",
     ]

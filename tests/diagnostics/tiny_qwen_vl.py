@@ -60,7 +60,7 @@ def tiny_probes(folder: Path, count: int = 3) -> tuple[Probe, ...]:
     return tuple(
         Probe(
             id=f"disc-{index}",
-            group="sphere-building" if index % 2 == 0 else "retention",
+            group="sphere-building" if index % 2 == 0 else "colours",
             images=(write_picture(folder / f"{index}.png", seed=index),),
             question="球在哪里? the disc",
             answer="东方" if index % 2 == 0 else "red",

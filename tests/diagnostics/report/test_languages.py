@@ -37,6 +37,13 @@ def test_a_text_stands_in_both_languages_and_a_users_text_as_it_is() -> None:
     assert '<span lang="zh-CN">之前：<b translate="no">now</b></span>' in page
 
 
+def test_a_percent_sign_stays_beside_its_number_and_a_users_spaces_as_they_are() -> None:
+    body = f"<p>100 % of the answers right</p><small>1 to 5 %</small><p>Before: {as_written('at 5 %')}</p>"
+    page = made_page(body)
+    assert "100\N{NO-BREAK SPACE}% of the answers right" in page and "1 to 5\N{NO-BREAK SPACE}%" in page
+    assert ">at 5 %<" in page
+
+
 def test_what_is_no_text_is_said_in_both_languages_too() -> None:
     page = made_page('<img alt="the picture"><svg><text x="1">step</text></svg>', "zh")
     said = re.findall(r'data-said="(.*?)"', page)

@@ -39,7 +39,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def english(page: str) -> str:
-    """The page as its English reader has it."""
+    """The page as its English reader has it, with plain spaces."""
+    page = page.replace("\N{NO-BREAK SPACE}", " ")
     page = re.sub(r'<(t?span) lang="zh-CN">.*?</\1>', "", page, flags=re.S)
     return re.sub(r'<(t?span) lang="en">(.*?)</\1>', r"\2", page, flags=re.S)
 
