@@ -234,6 +234,7 @@ class AttentionMonitor(TrainerCallback):
         self._run: Run | None = None
         self._is_ending = False
         self._judged: tuple[Probe, ...] = self.probes
+        self._told: frozenset[int] = frozenset()  # key layers whose attention is trained on
         self._baseline: dict[str, AttentionRecord] = {}
         self._last: dict[str, AttentionRecord] = {}
         self._unsaved: Unsaved | None = None
@@ -402,6 +403,7 @@ class AttentionMonitor(TrainerCallback):
         if self._supervision is not None:
             asked, trains_connector = self._supervision
             layers, connector = layers | {*asked()}, connector or trains_connector
+        self._told = frozenset(self._layers if connector else layers.intersection(self._layers))
         why = why_unjudged(self._layers, layers, connector=connector)
         if not why or all(name in KEPT_SHARE for name in groups_of(self.probes)):
             return
@@ -828,7 +830,15 @@ class AttentionMonitor(TrainerCallback):
 
         assert self.output_dir is not None
         groups = list(groups_of(self._judged))
-        run = ShownRun(self.output_dir, groups, self._layers, self.tb_writer, self._trackers, self._flags)
+        run = ShownRun(
+            self.output_dir,
+            groups,
+            self._layers,
+            self.tb_writer,
+            self._trackers,
+            self._flags,
+            trained_on=self._told,
+        )
         self._shown = Showing(run, self._failures, step=at.step)
         print(self._shown.where_to_look(), flush=True)
 

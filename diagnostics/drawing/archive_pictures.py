@@ -332,7 +332,8 @@ def draw_board_pictures(archive: ArchivePictures, probe: Probe, step: int) -> li
         pair = archive.pair(probe, step)
         sheet = probe_sheet(pair)
         for maps in pair.maps():
-            tag = map_tag(sheet.group, sheet.probe_id, maps.layer)
+            told = pair.is_trained_on(maps.layer)
+            tag = map_tag(sheet.group, sheet.probe_id, maps.layer, trained_on=told)
             drawn.append(_tagged(tag, board_picture.draw_maps(sheet, maps)))
     except (ValueError, OSError) as error:
         drawn.append(f"picture of probe {probe.id}: {error}")

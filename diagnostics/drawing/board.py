@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,19 @@ class AttentionBoard:
     """Writes each step to every sink. What one sink refuses, the others still get.
 
     reporting   sink's name → the context in which it is written to, which may report a failure instead of raising it
+    trained_on  language layers whose attention the run trains on, or was trained on before
     """
 
     def __init__(
-        self, sinks: Sequence[Sink], reporting: Callable[[str], AbstractContextManager[Any]]
+        self,
+        sinks: Sequence[Sink],
+        reporting: Callable[[str], AbstractContextManager[Any]],
+        *,
+        trained_on: Collection[int] = (),
     ) -> None:
         self.sinks = tuple(sinks)
         self._reporting = reporting
+        self._trained_on = frozenset(trained_on)
 
     def begin(self, groups: Sequence[str]) -> None:
         """Say where runs are compared that this one has no verdict yet."""
@@ -47,7 +54,7 @@ class AttentionBoard:
 
     def write_step(self, pairs: Sequence[ProbePair], step: int, *, per_group: int = SHOWN_PER_GROUP) -> None:
         """Write the numbers of every group, and the cards of the shown probes."""
-        values = scalars(pairs)
+        values = scalars(pairs, self._trained_on)
         cards = {
             tags.probe_tag(pair.probe.group, pair.probe.id): probe_card(pair)
             for pair in shown_probes(pairs, per_group)
@@ -102,9 +109,10 @@ class AttentionBoard:
                 write(sink)
 
 
-def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
+def scalars(pairs: Sequence[ProbePair], trained_on: Collection[int] = ()) -> dict[str, float]:
     """Tag → value of every number of one step; means over probes, and over heads where there are heads.
 
+    ``trained_on``: layers whose tags say that their attention is trained on, at step 0 too, so that a curve is whole.
     Groups without a foil have no accuracy and margin, groups without a region no mass and enrichment.
     """
     values: dict[str, list[float]] = defaultdict(list)
@@ -124,8 +132,11 @@ def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
         for layer in pair.layers:
             reading = pair.reading(layer)
             if reading is not None:
-                values[tags.attention_tag("region_mass", group, layer.layer)].append(reading.mass_after)
-                values[tags.attention_tag("enrichment", group, layer.layer)].append(reading.enrichment_after)
+                tag = partial(
+                    tags.attention_tag, group=group, layer=layer.layer, trained_on=layer.layer in trained_on
+                )
+                values[tag("region_mass")].append(reading.mass_after)
+                values[tag("enrichment")].append(reading.enrichment_after)
             share = float(pair.after.visual_share[layer.layer].mean())
             values[tags.drift_tag("visual_share", layer.layer)].append(share)
             values[tags.drift_tag("drift_jsd_nats", layer.layer)].append(layer.drift_jsd_nats)
@@ -143,7 +154,9 @@ def picture_tags(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -
     return [
         *(tags.strip_tag(name) for name, _ in groups),
         *(
-            tags.map_tag(pair.probe.group, pair.probe.id, layer.layer)
+            tags.map_tag(
+                pair.probe.group, pair.probe.id, layer.layer, trained_on=pair.is_trained_on(layer.layer)
+            )
             for pair in shown_probes(pairs, per_group)
             for layer in pair.layers
         ),

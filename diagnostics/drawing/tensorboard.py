@@ -188,8 +188,10 @@ def open_command(log_dir: str | Path) -> str:
 
 def address(groups: Sequence[str], layers: Sequence[int], host: str = f"http://localhost:{PORT}") -> str:
     """The address of TensorBoard's first page without smoothing, which bends curves of few points, and with the curves
-    that matter pinned at its top: of the first targets the margin and the last key layer's enrichment, then what the
-    guards answer.
+    that matter pinned at its top: of the first targets the margin and the last of these layers' enrichment, then what
+    the guards answer.
+
+    layers   the key layers whose attention is not trained on
 
     Its names are those of TensorBoard 2.21, whose own address bar shows them; the last is that of its older pages.
     """
@@ -202,11 +204,13 @@ def address(groups: Sequence[str], layers: Sequence[int], host: str = f"http://l
 
 
 def groups_and_layers(written: Iterable[str]) -> tuple[list[str], list[int]]:
-    """The groups and the key layers that tags of numbers tell of."""
-    groups, layers = set(), set()
+    """The groups, and the key layers whose attention is not trained on, that tags of numbers tell of."""
+    groups, layers, told = set(), set(), set()
     for tag in written:
         if found := re.fullmatch(rf"(?:{tags.ANSWERS}|{tags.GUARDS})/accuracy/([^/]+)", tag):
             groups.add(unquote(found[1]))
         elif found := re.fullmatch(rf"{tags.DRIFT}/drift_jsd_nats/layer_(\d+)", tag):
             layers.add(int(found[1]))
-    return sorted(groups), sorted(layers)
+        elif found := re.search(rf"/layer_(\d+){tags.TRAINED_ON}$", tag):
+            told.add(int(found[1]))
+    return sorted(groups), sorted(layers - told)

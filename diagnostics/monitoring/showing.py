@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ class ShownRun:
     output_dir   the run's folder
     groups       of the judged probes
     layers       the key layers
+    trained_on   those of them whose attention the run trains on, or was trained on before
     writer       the run's SummaryWriter, closed by its owner; None: one of its own
     trackers     names as in ``--report_to``
     flags        of the run, for the HParams tab
@@ -44,6 +45,7 @@ class ShownRun:
     writer: Any | None
     trackers: Sequence[str]
     flags: Mapping[str, Any]
+    trained_on: Collection[int] = ()
 
     @property
     def log_dir(self) -> Path:
@@ -59,7 +61,9 @@ class Showing:
         self._run, self._failures = run, failures
         self._own_writer: Any | None = None
         self._renderer: worker_client.Renderer | None = worker_client.Renderer(run.output_dir / "attention")
-        self._board: AttentionBoard | None = AttentionBoard(self._sinks(step), self._reporting)
+        self._board: AttentionBoard | None = AttentionBoard(
+            self._sinks(step), self._reporting, trained_on=run.trained_on
+        )
         self._board.begin(run.groups)
 
     def where_to_look(self) -> str:
@@ -67,9 +71,10 @@ class Showing:
         run = self._run
         own = run.log_dir == run.output_dir / "runs"
         folder = shlex.quote(str(run.output_dir if own else run.log_dir))
+        judged = [layer for layer in run.layers if layer not in run.trained_on]
         return (
             f"curves and maps: python -m diagnostics.board {folder}, at http://localhost:{PORT}{START}\n"
-            f"  or {open_command(run.log_dir)}, at {address(run.groups, run.layers)}"
+            f"  or {open_command(run.log_dir)}, at {address(run.groups, judged)}"
         )
 
     def architecture(self, words: str) -> None:

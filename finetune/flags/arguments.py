@@ -243,8 +243,8 @@ class MonitorArguments:
     probe_depth: Literal["quick", "full"] = field(
         default="quick",
         metadata={
-            "help": "What is measured before and after training. full adds layer windows, curves and more controls, and "
-            "hides regions in groups to be kept too."
+            "help": "What is measured before and after training. full adds layer windows, curves and more controls, "
+            "and hides regions in groups to be kept too."
         },
     )
     probe_steps: int | None = field(

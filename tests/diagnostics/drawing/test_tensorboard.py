@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -28,6 +29,7 @@ from diagnostics.drawing.tensorboard import (
     written_tags,
 )
 from diagnostics.drawing.worker import drawing_pool
+from diagnostics.records.record import AttentionRecord
 from tests.diagnostics.show_samples import probes, records, run_folder
 
 
@@ -287,6 +289,35 @@ def test_the_address_smooths_nothing_and_pins_what_matters_targets_first() -> No
 def test_groups_and_layers_are_read_back_from_tags(pairs: list[ProbePair]) -> None:
     written = [*scalars(pairs), "2 answers/accuracy/a%2Fb%25", "train/loss"]
     assert groups_and_layers(written) == (["a/b%", "retention", "sphere-building"], [1, 3])
+
+
+def test_a_layer_that_is_trained_on_says_so_in_its_tags_and_is_not_pinned(
+    tmp_path: Path, pairs: list[ProbePair]
+) -> None:
+    written = [*scalars(pairs, [3])]
+    assert {tag for tag in written if tag.endswith("trained on")} == {
+        f"3 attention/{what}/sphere-building/layer_3, trained on" for what in ("enrichment", "region_mass")
+    }
+    assert "3 attention/enrichment/sphere-building/layer_1" in written
+    assert groups_and_layers(written) == (["retention", "sphere-building"], [1])
+    board = AttentionBoard(
+        [TensorBoardSink(SummaryWriter(str(tmp_path)), tmp_path)], nullcontext, trained_on=[3]
+    )
+    board.write_step(pairs, 0)
+    assert ("3 attention/enrichment/sphere-building/layer_3, trained on", 0) in written_tags(tmp_path)
+
+
+def test_pictures_of_a_layer_that_was_trained_on_say_so(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, per_group=1)
+    for path in (folder / "step-000010").glob("*.safetensors"):
+        replace(AttentionRecord.load(path), supervised_layers=(3,)).save(path)
+    tags = {picture.tag for picture in drawn_pictures(folder, 1)}
+    assert {tag for tag in tags if tag.endswith("trained on")} == {
+        "3 attention - sphere-building/sphere-building-0/layer_3, trained on",
+        "5 guards - retention/retention-0/layer_3, trained on",
+    }
+    archive = ArchivePictures.open(folder)
+    assert tags == set(picture_tags([archive.pair(one, 10) for one in archive.probes], 1))
 
 
 def test_the_command_keeps_every_image() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from diagnostics.drawing.tensorboard import written_tags
 from diagnostics.monitor import AttentionMonitor
 from diagnostics.monitoring.stopping import why_unjudged
 from diagnostics.records.probes import read_probes
@@ -61,6 +62,35 @@ def test_a_run_that_leaves_nothing_to_be_judged_says_so_or_is_refused(
         with pytest.raises(ValueError, match="stop_when corrected cannot be met: " + LINE):
             begun(processor, probe_file, tmp_path / "b", layers, connector=connector, stop_when="corrected")
         assert not (tmp_path / "b" / "attention").exists()
+
+
+@pytest.mark.parametrize(
+    ("layers", "connector", "told", "pinned"),
+    [
+        ((1, 2), False, {2}, {0}),
+        ((), False, {0, 2}, set()),
+        ((1,), True, {0, 2}, set()),
+        (None, False, set(), {2}),
+    ],
+)
+def test_curves_of_layers_that_are_trained_on_say_so_and_are_not_pinned(
+    processor,
+    probe_file,  # noqa: F811
+    tmp_path,
+    capsys,
+    layers,
+    connector,
+    told,
+    pinned,
+):
+    begun(processor, probe_file, tmp_path / "a", layers, connector=connector)
+    curves = [
+        tag for tag, _ in written_tags(tmp_path / "a" / "runs") if tag.startswith("3 attention/enrichment/")
+    ]
+    by_layer = {int(tag.split("layer_")[1][0]): tag.endswith(", trained on") for tag in curves}
+    assert by_layer == {layer: layer in told for layer in (0, 2)}
+    [address] = {one for one in capsys.readouterr().out.split() if "pinnedCards" in one}
+    assert {layer for layer in (0, 2) if f"%2Flayer_{layer}" in address} == pinned
 
 
 def test_what_the_model_was_trained_on_before_counts_too(processor, probe_file, tmp_path, capsys):  # noqa: F811
