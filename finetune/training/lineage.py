@@ -8,8 +8,8 @@
 Steps 1 to 10 had the data of the first marks; a start that went on from step 10 had other data.
 
 ``lineage.json`` beside exported weights has ``earlier`` alone, of the run and all that it began with: an export lies in
-no run's folder, and whoever trains it further has to know. So has a checkpoint that its run left behind, whose stints
-are no longer in the run's record.
+no run's folder, and whoever trains it further has to know. So has each checkpoint: it may be copied out of its run, or
+left behind by it, when its stints are no longer in the run's record.
 """
 
 from __future__ import annotations
@@ -167,9 +167,16 @@ def carry(folder: Path, weights: str | Path, *, base: str | None) -> bool:
     return any(data_of(stint.marks) for one in earlier for stint in one.stints or ())
 
 
+def note(checkpoint: Path) -> None:
+    """Write beside a checkpoint that its run has just saved what it was trained on."""
+    if earlier := left_behind(checkpoint):
+        _write(checkpoint, earlier)
+
+
 def left_behind(checkpoint: Path) -> tuple[Earlier, ...]:
     """What a checkpoint was trained on, before its run leaves it behind."""
-    return tuple(_of_weights(str(checkpoint), _ADAPTER if is_adapter(checkpoint) else _MODEL))
+    kind = _ADAPTER if is_adapter(checkpoint) else _MODEL
+    return tuple(_of_weights(str(checkpoint.absolute()), kind))
 
 
 def write_left_behind(place: Path, earlier: Sequence[Earlier]) -> None:
@@ -217,9 +224,12 @@ def _of_weights(name: str, kind: str) -> Iterator[Earlier]:
     """A record that is broken or gone says nothing: training does not need it."""
     weights = Path(name)
     try:
-        exported = of_export(weights)
-        if exported is not None:
-            yield from exported
+        written = of_export(weights)
+        if written is not None:
+            yield from written[:-1]
+            # A checkpoint, which may have been copied, is called as it is now; of an export it is what was exported.
+            is_checkpoint = (weights / STATE_FILE).is_file()
+            yield from (one._replace(model=name, kind=kind) if is_checkpoint else one for one in written[-1:])
             return
         end, run = _end(weights), recorded_run_of(weights)
         if run is None or (run != weights.absolute() and end is None):  # none of the run's checkpoints

@@ -515,8 +515,10 @@ def _read_marker(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file below a folder, by its path there; of all but the mark."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_FILE)
+    """Bytes of each file below a folder, by its path there; of all but the mark, and the lineage, which is written anew
+    where a checkpoint is moved."""
+    unmarked = (COMPLETE_FILE, run_data.LINEAGE_FILE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in unmarked)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 

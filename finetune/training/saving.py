@@ -17,7 +17,7 @@ from finetune.flags.arguments import TrainingArguments
 from finetune.model import adapters, look_file, seen_file, weights
 from finetune.model.folders import is_adapter
 from finetune.sharding import gathered, is_zero3
-from finetune.training import model_card, run_folder, stopping
+from finetune.training import lineage, model_card, run_folder, stopping
 from finetune.training.guards import TrainingError
 
 
@@ -59,6 +59,8 @@ class SavingTrainer(Trainer):
             self.require_trained(newest)
             with self._writing(newest):
                 self._copy_notes(newest)
+                if self.run_file is not None:
+                    lineage.note(newest)
                 run_folder.mark_complete(newest, processes=self.args.world_size)
             self._delete_old(newest)
 

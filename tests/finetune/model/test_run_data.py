@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from finetune.model.run_data import RunData, content_digest, run_of
-from finetune.training import run_folder
+from finetune.training import lineage, run_folder
 from tests.finetune.model.a_run import a_run, records_of
 
 UNKNOWN = "it is not known whether pictures of the probes were trained on"
@@ -104,6 +104,18 @@ def test_a_checkpoint_was_trained_on_what_came_before_it(pictures, abc):
         (run / f"checkpoint-{step}").mkdir(exist_ok=True)
         (further / "run.json").write_text(json.dumps(content))
         assert RunData(pictures).trained_on([further]) == known
+
+
+def test_a_checkpoint_that_was_copied_out_of_its_run_says_what_came_before_it(pictures, abc, tmp_path):
+    run = abc[1]
+    stinted(run, (0, abc[0]), (10, abc[1]))
+    for step, known in ((10, pictures[:2]), (11, pictures[:4])):
+        saved = run / f"checkpoint-{step}"
+        saved.mkdir()
+        (saved / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        lineage.note(saved)
+        copied = saved.rename(tmp_path / f"copied {step}")
+        assert RunData(pictures).trained_on([copied]) == {digest(one) for one in known}
 
 
 def test_a_model_that_training_began_with_was_trained_on_what_came_before_it(pictures, abc):

@@ -15,6 +15,7 @@ from finetune.training.lineage import (
     Lineage,
     Stint,
     begun,
+    note,
     of_content,
     of_export,
     recorded_run_of,
@@ -120,6 +121,7 @@ def test_a_checkpoint_that_was_left_behind_keeps_the_data_of_its_branch(tmp_path
     """The run's record has that of the branch which was trained in its place."""
     run = trained(tmp_path / "run", CATS, 10)
     trained(run, DOGS, 20)
+    note(run / "checkpoint-20")  # as it was saved
     for other in (BIRDS, CATS):  # the second time, under a name of its own
         run_folder.set_beyond_aside(run, 10)
         trained(run, other, 20)

@@ -1,5 +1,6 @@
 import copy
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ from finetune.model import checkpoint
 from finetune.model.adaptation import Plan, adapt
 from finetune.qwen_vl import QwenVLForConditionalGeneration
 from finetune.samples.source import read
-from finetune.training import run_folder
+from finetune.training import lineage, run_folder
 from finetune.training import trainer as trainer_module
 from finetune.training.guards import TrainingError
 from finetune.training.trainer import BatchError, FinetuneTrainer, build_trainer
@@ -475,6 +476,21 @@ def test_each_checkpoint_says_itself_what_it_was_trained_on(
     for name in ("look.json", "seen.json"):
         assert (tmp_path / "checkpoint-2" / name).read_text() == f'["{name}"]'
     assert run_folder.damage(tmp_path / "checkpoint-2", ours=True) is None
+    assert not (tmp_path / "checkpoint-2" / "lineage.json").exists()  # no run of ours began there
+
+
+def test_a_checkpoint_that_is_copied_out_of_its_run_knows_its_data(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    run = tmp_path / "run"
+    run_folder.write_run(run, {"data_path": "/cats.json", "data sha256": "cats"}, finished=False)
+    make(checkpoint_folder, dataset, run, save_strategy="steps", save_steps=2).train()
+    copied = shutil.copytree(run / "checkpoint-2", tmp_path / "mine")
+    (one,) = lineage.of_export(copied) or ()
+    assert one.stints is not None and one.end == 2
+    assert [stint.marks["data sha256"] for stint in one.stints] == ["cats"]
+    (begun_with,) = lineage.begun({"lora_weight_path": str(copied)}, None, 0).earlier
+    assert (begun_with.model, begun_with.kind) == (str(copied), "adapter")
 
 
 def test_a_metric_that_the_data_does_not_give_is_named_with_those_that_it_does():
