@@ -44,7 +44,7 @@ _MARKS: fields.Shape = {
         "video_fps": number(0, above=True), "video_max_frames": whole(1),
 }  # fmt: skip
 _STINTS = items(part({"after": whole(0), "marks": _MARKS}))
-_EARLIER = items(part({"end": whole(0) | NULL, "stints": _STINTS | NULL}))
+_EARLIER = items(part({"model": TEXT, "end": whole(0) | NULL, "stints": _STINTS | NULL}))
 SHAPE: fields.Shape = {
     "version": one_of(1),
     "marks": _MARKS,
@@ -107,6 +107,7 @@ class RunData:
         )
         self._found: dict[Record, frozenset[str]] = {}
         self._found_by: dict[str, frozenset[str]] = {}
+        self._unrecorded = set[str]()
 
     def trained_on(self, folders: Iterable[str | Path]) -> frozenset[str]:
         """SHA-256 of those pictures that are in the data of the runs that these models come from, and of the runs that
@@ -129,6 +130,10 @@ class RunData:
         except ValueError as error:
             _say_unknown(run, f"what it was trained on cannot be read ({one_line(str(error), 300)})")
             return frozenset()
+        for model in _unrecorded(record):
+            if model not in self._unrecorded:  # a run and its exports name it alike
+                self._unrecorded.add(model)
+                _say_unknown(run, f"it began with {one_line(model, 200)}, of whose data there is no record")
         if record.left is not None:
             _say_unknown(
                 record.left, f"its run left it behind, and it has no {LINEAGE_FILE} to say what it saw since"
@@ -223,13 +228,26 @@ def _data_marks(marks: Marks) -> dict[str, Any]:
     return {key: value for key, value in marks.items() if key in _MARKS or key.partition(" ")[0] in ROLES}
 
 
+def _read_record(file: Path) -> tuple[Marks | None, Mapping[str, Any]]:
+    """The marks of a run's last start, and what else is known of what was trained on.
+
+    Raises ValueError for a file of another shape.
+    """
+    if file.name == LINEAGE_FILE:
+        return None, fields.load(file, LINEAGE_SHAPE, required=tuple(LINEAGE_SHAPE))
+    content = fields.load(file, SHAPE, required=("version", "marks"))
+    return content["marks"], content.get("lineage", {})
+
+
+def _unrecorded(record: Record) -> list[str]:
+    """The models that training began with, and whose own training no run of ours wrote down."""
+    _, lineage = _read_record(record.file)
+    every = lineage.get("earlier", ())
+    return [str(one.get("model", "a model")) for one in every if one.get("stints") is None]
+
+
 def _all_marks(record: Record) -> Iterator[Marks]:
-    last = None
-    if record.file.name == LINEAGE_FILE:
-        lineage = fields.load(record.file, LINEAGE_SHAPE, required=tuple(LINEAGE_SHAPE))
-    else:
-        content = fields.load(record.file, SHAPE, required=("version", "marks"))
-        last, lineage = content["marks"], content.get("lineage", {})
+    last, lineage = _read_record(record.file)
     stints = lineage.get("stints") or ()
     # The first one is of every branch; which of the others a checkpoint had that was left behind is not known.
     there = stints[:1] if record.left else _until(record.end, stints)
@@ -237,7 +255,7 @@ def _all_marks(record: Record) -> Iterator[Marks]:
         yield last
     yield from (stint["marks"] for stint in there)
     for one in lineage.get("earlier", ()):
-        yield from (stint["marks"] for stint in _until(one.get("end"), one["stints"] or ()))
+        yield from (stint["marks"] for stint in _until(one.get("end"), one.get("stints") or ()))
 
 
 def _until(end: int | None, stints: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -174,12 +174,15 @@ def test_data_of_models_that_are_gone_is_known_by_the_record_of_what_began_with_
     (run / "run.json").write_text(json.dumps({**content, "lineage": {"earlier": earlier, "stints": []}}))
     shutil.rmtree(first)
     known = {digest(one) for one in pictures[:3]}
-    assert RunData(pictures).trained_on([run]) == known
+    data = RunData(pictures)
+    assert data.trained_on([run]) == known
     merged = tmp_path / "merged"
     merged.mkdir()
     (merged / "lineage.json").write_text(json.dumps({"version": 1, "earlier": earlier}))
-    assert RunData(pictures).trained_on([merged]) == {digest(one) for one in pictures[:2]}
-    assert capsys.readouterr().out == ""
+    assert data.trained_on([merged]) == {digest(one) for one in pictures[:2]}
+    (line,) = capsys.readouterr().out.splitlines()  # once, of all that began with it
+    assert f"{run}: it began with somebodys/adapter, of whose data there is no record" in line
+    assert line.endswith(UNKNOWN)
     (merged / "lineage.json").write_text('{"version": 1}')
     assert RunData(pictures).trained_on([merged]) == frozenset()
     (line,) = capsys.readouterr().out.splitlines()
