@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from diagnostics.comparison.legs.answers import is_right
@@ -22,7 +23,7 @@ from diagnostics.diagnosis.states import words_differ
 from diagnostics.diagnosis.thresholds import Thresholds
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
-from diagnostics.records.probes import Probe, groups_of
+from diagnostics.records.probes import KEPT_SHARE, Probe, groups_of
 from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import attending_layers, check_measurable
@@ -119,7 +120,7 @@ def diagnose_model(
 
     name, probe_file   of model and probes, as remedies name them
     records   of these probes by this very model, with regions hidden and pictures replaced, where they are at hand
-              (a monitor's step 0): they are not measured again
+              (a monitor's step 0): they are not measured again, but for regions of groups to be kept that are wrong
     supervised   its attention that was trained on, by the notes beside its weights (``trained_on``); records at hand
                  say it themselves
 
@@ -132,6 +133,8 @@ def diagnose_model(
         records = _probed(
             model, processor, probes, thresholds, name=name, progress=progress, supervised=supervised
         )
+    else:
+        records = _with_hidden_everywhere(model, processor, probes, records, thresholds, progress=progress)
     check_finite([records[probe.id] for probe in probes])
     groups = groups_of(probes)
     contrasts = {
@@ -206,18 +209,57 @@ def _probed(
     )
     records = {one.probe_id: one for one in prober.run_all(0, name, progress=progress)}
     check_finite([*records.values()])
-    wrong = [
+    return _with_hidden(prober, records, _wrong(records, probes, thresholds), progress=progress)
+
+
+def _wrong(
+    records: Mapping[str, AttentionRecord], probes: Sequence[Probe], thresholds: Thresholds
+) -> list[Probe]:
+    """The probes that are answered wrong, of groups at fault."""
+    return [
         probe
         for members in groups_of(probes).values()
         if is_at_fault([records[probe.id] for probe in members], members, thresholds)
         for probe in members
         if probe.foil is not None and not is_right(records[probe.id])
     ]
+
+
+def _with_hidden(
+    prober: Prober, records: Mapping[str, AttentionRecord], wrong: Sequence[Probe], *, progress: bool
+) -> dict[str, AttentionRecord]:
+    """The records, those of ``wrong`` with each region hidden."""
+    found = dict(records)
     prober.depth = HIDDEN
     # What was asked first stays: in other batches a margin near 0 may fall on the other side of it.
-    for one in prober.run_all(0, name, probes=wrong, progress=progress):
-        records[one.probe_id] = replace(records[one.probe_id], interventions=one.interventions)
-    return records
+    for one in prober.run_all(0, "", probes=wrong, progress=progress) if wrong else ():
+        found[one.probe_id] = replace(found[one.probe_id], interventions=one.interventions)
+    return found
+
+
+def _with_hidden_everywhere(
+    model: nn.Module,
+    processor: Any,
+    probes: Sequence[Probe],
+    records: Mapping[str, AttentionRecord],
+    thresholds: Thresholds,
+    *,
+    progress: bool,
+) -> Mapping[str, AttentionRecord]:
+    """The records at hand; of groups to be kept, in which a quick probing hides no region, with those hidden where the
+    group is at fault."""
+    lacking = [
+        probe
+        for probe in _wrong(records, probes, thresholds)
+        if probe.group in KEPT_SHARE and probe.regions and not records[probe.id].interventions
+    ]
+    if not lacking:
+        return records
+    layers, device = records[probes[0].id].layers, next(model.parameters()).device.type
+    # A prober computes in what it is told, and the records at hand are of the precision that surrounds this.
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    prober = Prober(model, processor, key_layers=layers, probes=probes, autocast=autocast)
+    return _with_hidden(prober, records, lacking, progress=progress)
 
 
 def check_finite(records: Sequence[AttentionRecord]) -> None:

@@ -176,9 +176,6 @@ def _cross_chosen(
     return np.where(second, best[0], best[1])
 
 
-NOT_HIDDEN = "Not measured: of groups that are to be kept, a quick probing hides no region; a full one does."
-
-
 def hiding_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, str | None]:
     """What hiding the region shifts where the answer is wrong, as a part of the margin, beyond random places; and the
     other named region that shifts more and decides."""
@@ -187,8 +184,6 @@ def hiding_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, str
     if len(set(pictures)) < LEAST_WRONG:
         filled = sum(map(_fills, wrong))
         lack = _few_wrong(pictures, "has a region to hide", filled=filled)
-        if not having and any(case.probe.main_region and not _fills(case) for case in wrong):
-            lack = NOT_HIDDEN
         return not_measured(thresholds.cost, lack, len(having)), None
     own = np.array([_shift(case, str(case.probe.main_region)) for case in having])
     share = ratio_of_means(own, sizes, pictures)

@@ -842,9 +842,6 @@ _DIAGNOSIS = {
     "{a:n} with a blank one": "换成空白图 {a}",
     "with a blank one": "空白图",
     "{a:n} without any": "不给图 {a}",
-    "Not measured: of groups that are to be kept, a quick probing hides no region; a full one does.": (
-        "未测量：对需要保持的组，quick 探测不遮挡区域；full 探测才遮挡。"
-    ),
     "Fewer than {n:n} pictures could be replaced by another or a blank one.": "能换成另一张或空白图的图片不足 {n} 张。",
     "{what:t} can tell the right answer from the wrong one: a linear probe gets {a:n} right on other pictures ({i:i}; "
     "at least {p:n} must be; {n:n} pictures of one answer, {m:n} of the other), shuffled labels up to {s:n}; the background of the same pictures {b:n}.": (

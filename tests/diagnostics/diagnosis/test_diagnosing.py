@@ -22,7 +22,7 @@ from diagnostics.diagnosis.looking import attention_test, filling
 from diagnostics.diagnosis.remedies import remedy_of
 from diagnostics.diagnosis.stages import STAGES
 from diagnostics.probing.prober import Prober
-from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
+from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe, groups_of, write_probes
 from diagnostics.report.diagnosis_page import chain_svg, diagnosis_html
 from diagnostics.report.languages import translated
@@ -370,6 +370,39 @@ def test_wrong_input_is_one_message_and_status_2(
     told = capsys.readouterr().err
     assert ended.value.code == 2 and fault in told and told.count("error:") == 1
     assert not (tmp_path / "out" / "index.html").exists()
+
+
+def test_a_group_to_be_kept_that_is_wrong_is_diagnosed_as_if_a_quick_probing_had_hidden_its_regions(
+    model, processor, probes
+):
+    kept = tuple(replace(probe, group="neighbour") for probe in probes)
+    found = {}
+    for plan in (QUICK, replace(QUICK, kept=True)):
+        prober = Prober(model, processor, key_layers=[1], probes=kept, depth=replace(plan, relations=False))
+        records = {one.probe_id: one for one in prober.run_all(0, "tiny")}
+        assert bool(records["p0"].interventions) is plan.kept
+        [found[plan.kept]] = diagnose_model(model, processor, kept, records=records).groups.values()
+    hidden, quick = (one.evidence.tests["hiding"] for one in (found[True], found[False]))
+    assert quick.probes == hidden.probes > 0 and quick.value == pytest.approx(hidden.value, abs=0.2)
+    assert found[False].stage.name == found[True].stage.name
+
+
+def test_what_is_hidden_of_a_group_to_be_kept_is_read_in_the_precision_around(
+    model, processor, probes, monkeypatch
+):
+    kept = tuple(replace(probe, group="retention") for probe in probes)
+    made = []
+    run_all = Prober.run_all
+    monkeypatch.setattr(
+        Prober, "run_all", lambda self, *a, **b: made.append(self.autocast) or run_all(self, *a, **b)
+    )
+    for precision in (None, torch.bfloat16):
+        depth = replace(QUICK, relations=False, generate=False)
+        prober = Prober(model, processor, key_layers=[1], probes=kept, depth=depth, autocast=precision)
+        records = {one.probe_id: one for one in prober.run_all(0, "tiny")}
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            diagnose_model(model, processor, kept, records=records)
+    assert made == [None, None, torch.bfloat16, torch.bfloat16]
 
 
 def test_the_monitor_diagnoses_step_0(tmp_path, model, processor, probes, capsys):
