@@ -251,7 +251,10 @@ def _with_hidden_everywhere(
     lacking = [
         probe
         for probe in _wrong(records, probes, thresholds)
-        if probe.group in KEPT_SHARE and probe.regions and not records[probe.id].interventions
+        if probe.regions and not records[probe.id].interventions
+        if not KEPT_SHARE.keys().isdisjoint(
+            (probe.group, records[probe.id].group)
+        )  # it may be called otherwise now
     ]
     if not lacking:
         return records

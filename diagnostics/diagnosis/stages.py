@@ -91,6 +91,7 @@ def _on_the_way(found: Evidence) -> Stage:
         return Stage(NOT_USED, f"{looks.reason} {hiding.reason}")
     if state.holds:
         return Stage(NOT_USED, f"{looks.reason} {state.reason}")
+    needs = " and needs it" if hiding.holds else ""
     return Stage(
-        None, f"Not determined: it looks at the region and needs it, and yet it answers wrong. {state.reason}"
+        None, f"Not determined: it looks at the region{needs}, and yet it answers wrong. {state.reason}"
     )

@@ -38,7 +38,7 @@ from diagnostics.fusion.sheet import FusionSheet, Shown, draw_sheet
 from diagnostics.fusion.summary import json_of, table
 from diagnostics.probing.layer_choice import check_apart
 from diagnostics.records.names import file_name
-from diagnostics.records.probes import Probe, read_probes
+from diagnostics.records.probes import Probe, check_no_group_is, read_probes
 from finetune import folder_lock
 from finetune.files import check_writable, fault_words, write_atomically
 from finetune.printable import printable
@@ -115,7 +115,7 @@ def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe
     Raises ValueError if no picture is left to choose on, or none to judge.
     """
     judged = read_probes(probes_file)
-    _refuse_scope(judged, probes_file)
+    check_no_group_is(ALL, judged, probes_file)
     if calibration_file is None:
         with_region = [probe for probe in judged if probe.regions]
         half = dict(zip((probe.id for probe in with_region), choosing_half(with_region), strict=True))
@@ -138,16 +138,6 @@ def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe
             "expected at least one of each; a verdict needs 20 to judge"
         )
     return probes, chooses
-
-
-def _refuse_scope(probes: Sequence[Probe], file: Path) -> None:
-    """Raises ValueError for a group named like the one that holds all groups: its numbers would overwrite them."""
-    named = next((probe for probe in probes if probe.group == ALL), None)
-    if named is not None:
-        raise ValueError(
-            f"{file}: probe {named.id}: found group {ALL!r}, a name reserved for all groups together; "
-            "expected another name; rename the group"
-        )
 
 
 def _measured(

@@ -21,14 +21,14 @@ import torch
 from diagnostics.comparison.probed_sources import calibrated
 from diagnostics.keep.asking import Asker, check_can_ask
 from diagnostics.keep.chart import chart_png
-from diagnostics.keep.judging import judge
+from diagnostics.keep.judging import ALL, judge
 from diagnostics.keep.page import keep_html
 from diagnostics.keep.summary import Study, json_of, table
 from diagnostics.measures.token_orders import count_kept
 from diagnostics.probing.layer_choice import Calibration, check_apart, held_out
 from diagnostics.probing.prober import auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder
-from diagnostics.records.probes import Probe, read_probes
+from diagnostics.records.probes import Probe, check_no_group_is, read_probes
 from diagnostics.report.languages import Language
 from finetune import folder_lock
 from finetune.families import bare_model, family_of
@@ -88,6 +88,7 @@ def run(
     """
     settings = _checked(settings)
     every = read_probes(probes_file)
+    check_no_group_is(ALL, every, probes_file)
     asked = _with_foil_and_picture(every, probes_file)
     chooses = settings.key_layer == "auto" and calibration_file is not None
     calibration = read_probes(calibration_file) if chooses and calibration_file else ()

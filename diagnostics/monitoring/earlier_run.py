@@ -14,7 +14,7 @@ from diagnostics.records.archive import RecordArchive, begun_there, fault_words,
 from diagnostics.records.identity import ModelMarks, Run, model_difference
 from diagnostics.records.measurement_plan import MeasurementPlan
 from diagnostics.records.probe_marks import probe_differences, probe_marks
-from diagnostics.records.probes import Probe
+from diagnostics.records.probes import KEPT_SHARE, Probe
 from finetune.families import Family
 
 CHECKED_READINGS = 16
@@ -120,6 +120,21 @@ class EarlierRun:
         records, faults = whole_records(archive.folder(0), archive.probe_ids)
         if faults:
             return fault_words(faults)
+        for probe in self.probes:
+            called, asks = (
+                records[probe.id].group,
+                self.depth.of(probe).kinds and probe.foil and probe.regions,
+            )
+            if (
+                asks
+                and called in KEPT_SHARE
+                and probe.group != called
+                and not records[probe.id].interventions
+            ):
+                return (
+                    f"probe {probe.id} was measured as one of {called}, of which a {self.depth.name} probing hides no "
+                    f"region; call its group {called} again"
+                )
         reader = ProbeEncoder(self.family, self.processor)
         for probe in self.probes[:CHECKED_READINGS]:
             record, now = records[probe.id], reader.layout(probe)

@@ -163,14 +163,13 @@ class Prober:
             total=len(chosen), desc=f"probing step {step}", unit="probe", disable=not progress, leave=False
         )
         size = max(self.batch_size // 2, 1)
-        processes = worthwhile(self.model, len(chosen) - size)
+        processes = worthwhile(self.model, len(chosen))
         with bar, self._inference():
             if processes == 1:
                 return self._run(chosen, step, model_name, told=bar.update)
-            # The first ones here: what marks a sink is found on them, once for all.
-            records = self._run(chosen[:size], step, model_name, told=bar.update)
-            rest = chosen[size:]
-            parts = parted(rest, processes, most=WINDOW * size)
+            self._find_sink_dimensions(chosen[: WINDOW * size])
+            records: list[AttentionRecord] = []
+            parts = parted(chosen, processes, most=WINDOW * size)
             run = partial(self._run, step=step, model_name=model_name)
             for found in in_processes(run, parts, processes=processes):
                 records += found
@@ -217,20 +216,22 @@ class Prober:
     def _measure(self, asked: Sequence[EncodedProbe], step: int, model_name: str) -> list[AttentionRecord]:
         """Scores, attention, the model's own answers, and the margins after interventions."""
         with AttentionExtractor(self.model, family=self.family) as extractor:
-            reader = PromptReader(
-                self.model,
-                self.family,
-                self.processor,
-                key_layers=self.key_layers,
-                max_new_tokens=self.max_new_tokens if self.depth.generate else 0,
-            )
-            seen = reader.read(extractor, asked)
+            seen = self._prompt_reader(generates=self.depth.generate).read(extractor, asked)
             with extractor.paused():
                 runner = TrialRunner(self.model, self.reader, extractor, batch_size=self.batch_size)
                 return [
                     self._mediated(self._record(one, what, sinks, runner, step, model_name), one, runner)
                     for one, what, sinks in zip(asked, seen, self._sinks(seen), strict=True)
                 ]
+
+    def _prompt_reader(self, *, generates: bool) -> PromptReader:
+        return PromptReader(
+            self.model,
+            self.family,
+            self.processor,
+            key_layers=self.key_layers,
+            max_new_tokens=self.max_new_tokens if generates else 0,
+        )
 
     def _record(
         self,
@@ -307,18 +308,31 @@ class Prober:
         return record
 
     def _sinks(self, seen: Sequence[Reading]) -> list[np.ndarray]:
-        """Bool[key layers, tokens] for each probe. The dimensions that mark a sink are found on the first batch
-        and kept, so that one rule holds for all probes of a model."""
+        """Bool[key layers, tokens] for each probe."""
+        dimensions = self._sink_dimensions_of(seen)
+        return [
+            np.stack([sink_tokens(one.hidden[name], found) for name, found in dimensions.items()])
+            for one in seen
+        ]
+
+    def _find_sink_dimensions(self, first: Sequence[Probe]) -> None:
+        """On the batch that one process would read first, before several share the probes out."""
+        asked = [self.reader.read(probe) for probe in first]
+        batch = next(alike(asked, max(self.batch_size // 2, 1)))
+        with AttentionExtractor(self.model, family=self.family) as extractor:
+            reader = self._prompt_reader(generates=False)
+            self._sink_dimensions_of(reader.read(extractor, [asked[at] for at in batch]))
+
+    def _sink_dimensions_of(self, seen: Sequence[Reading]) -> dict[str, np.ndarray]:
+        """The dimensions that mark a sink, by key layer: found on the first batch and kept, so that one rule holds for
+        all probes of a model."""
         names = [f"layer_{layer}" for layer in self.key_layers]
         if self._sink_dimensions is None:
             self._sink_dimensions = {
                 name: np.unique(np.concatenate([sink_dimensions(one.hidden[name]) for one in seen]))
                 for name in names
             }
-        return [
-            np.stack([sink_tokens(one.hidden[name], self._sink_dimensions[name]) for name in names])
-            for one in seen
-        ]
+        return self._sink_dimensions
 
     def _further_maps(self, record: AttentionRecord, asked: EncodedProbe) -> dict[str, np.ndarray]:
         """The further maps of the plan: Float32[key layers, cells], rollout's Float32[1, cells]."""

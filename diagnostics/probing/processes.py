@@ -40,6 +40,8 @@ def worthwhile(model: nn.Module, probes: int) -> int:
     weight = sum(one.numel() * one.element_size() for one in parameters)
     if not on_cpu or weight > SMALL_BYTES or is_sharded(model) or not hasattr(os, "fork"):
         return 1
+    if multiprocessing.current_process().daemon:  # it may have no children
+        return 1
     return max(1, min(torch.get_num_threads(), probes // WORTH_A_PROCESS))
 
 
@@ -60,7 +62,7 @@ def in_processes(
 
     They see this process' memory as it is now; what ``work`` changes there is lost, only what it returns comes back.
 
-    Raises what ``work`` raises, and RuntimeError if a process was killed.
+    Raises what ``work`` raises, and ChildProcessError if a process was killed.
     """
     threads = torch.get_num_threads()
     fork = multiprocessing.get_context("fork")
@@ -73,7 +75,7 @@ def in_processes(
             results = pool.map(_do, parts)  # forks here
         yield from results
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"one of {processes} processes that read probes was killed, most likely for lack of memory"
         ) from error
     finally:

@@ -411,6 +411,16 @@ def groups_of(probes: Sequence[Probe]) -> dict[str, list[Probe]]:
     return groups
 
 
+def check_no_group_is(all_probes: str, probes: Sequence[Probe], file: str | Path) -> None:
+    """Raises ValueError for a group named as all groups together are called: its numbers would overwrite theirs."""
+    named = next((probe for probe in probes if probe.group == all_probes), None)
+    if named is not None:
+        raise ValueError(
+            f"{file}: probe {named.id}: found group {all_probes!r}, a name reserved for all groups together; "
+            "expected another name; rename the group"
+        )
+
+
 ENOUGH_PROBES = 20  # five pairs cannot go below p = 1/16
 
 KEPT_SHARE = {"retention": 0.97, "neighbour": 0.95}  # of the accuracy before; less is a loss

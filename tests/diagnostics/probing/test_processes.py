@@ -43,6 +43,30 @@ def test_a_large_model_and_a_single_thread_stay_in_one_process(two_threads, monk
     assert worthwhile(nn.Linear(8, 8, device="meta"), 500) == 1
 
 
+def test_a_process_that_may_have_no_children_does_all_itself(two_threads, monkeypatch):
+    monkeypatch.setattr("multiprocessing.process._current_process._config", {"daemon": True})
+    assert worthwhile(nn.Linear(8, 8), 500) == 1
+
+
+def test_what_marks_a_sink_is_found_on_the_same_probes_however_many_processes(
+    model, processor, folder, two_threads, monkeypatch
+):
+    """On the first that are equally long, here those of other places than the first few."""
+    of = tiny_probes(folder, 9)
+    probes = [replace(one, question=one.question + " now" * (at > 0)) for at, one in enumerate(of)]
+    found: list[list[int]] = []
+    monkeypatch.setattr(
+        "diagnostics.probing.prober.sink_dimensions",
+        lambda hidden: found[-1].append(len(hidden)) or np.zeros(0, int),
+    )
+    settings = {"key_layers": [0], "probes": probes, "depth": replace(WATCH, generate=False), "batch_size": 4}
+    for least in (processes.WORTH_A_PROCESS, 2):
+        monkeypatch.setattr(processes, "WORTH_A_PROCESS", least)
+        found.append([])
+        Prober(model, processor, **settings).run_all(3, "tiny")
+    assert found[0] == found[1] and len(found[0]) > 0
+
+
 def test_records_are_those_of_one_process(model, processor, folder, two_threads, monkeypatch):
     probes = tiny_probes(folder, 9)
     settings = {
@@ -83,7 +107,7 @@ def test_parts_come_back_in_order_from_other_processes_with_a_thread_each(two_th
 def test_what_fails_there_fails_here(two_threads):
     with pytest.raises(ValueError, match="probe 2 is broken"):
         [*in_processes(where, [[0], [-2]], processes=2)]
-    with pytest.raises(RuntimeError, match="one of 2 processes that read probes was killed"):
+    with pytest.raises(ChildProcessError, match="one of 2 processes that read probes was killed"):
         [*in_processes(where, [[0], [-1]], processes=2)]
     assert torch.get_num_threads() == 2
 

@@ -4,9 +4,12 @@ import json
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import diagnostics.fusion.__main__ as fusion
+import diagnostics.keep.__main__ as keep
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.drawing import tags
 from diagnostics.drawing.board import picture_tags, scalars
@@ -115,11 +118,12 @@ def test_no_two_things_share_a_tag_whatever_groups_and_probes_are_called() -> No
     assert len(set(named)) == len(named)
 
 
-def test_a_group_called_like_all_of_them_does_not_take_their_place_in_fusion(tmp_path: Path) -> None:
-    from diagnostics.fusion.__main__ import run
-
-    of = [replace(probe, group="all") for probe in probes(tmp_path, per_group=2)]
+@pytest.mark.parametrize(("name", "study"), [("all", fusion), ("all probes", keep)])
+def test_a_group_called_like_all_of_them_does_not_take_their_place(
+    tmp_path: Path, name: str, study: ModuleType
+) -> None:
+    of = [replace(probe, group=name) for probe in probes(tmp_path, per_group=2)]
     write_probes(of, tmp_path / "probes.json")
-    with pytest.raises(ValueError, match="found group 'all', a name reserved for all groups together"):
-        run("no-model", tmp_path / "probes.json", tmp_path / "out")
+    with pytest.raises(ValueError, match=f"found group '{name}', a name reserved for all groups together"):
+        study.run("no-model", tmp_path / "probes.json", tmp_path / "out")
     assert json.loads((tmp_path / "probes.json").read_text())["version"] == 1
