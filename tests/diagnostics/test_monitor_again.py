@@ -518,6 +518,23 @@ def test_a_model_is_known_by_its_values_not_by_how_they_rest():
     assert model_difference(marks, model_marks(model)) is None and marks != model_marks(model)
 
 
+def test_a_group_that_was_to_be_kept_is_not_corrected_on_what_was_measured_of_it(
+    tmp_path, processor, probes, capsys
+):
+    """Of groups to be kept a quick probing hides no region: under another name the cause would never be known."""
+    kept = [replace(one, group="neighbour") for one in probes]
+    train(tmp_path / "run", processor, kept)
+    with pytest.raises(
+        ValueError, match="probe disc-0 was measured as one of neighbour, .* call its group neighbour"
+    ):
+        train(tmp_path / "run", processor, probes, resume=tmp_path / "run" / "checkpoint-2")
+    capsys.readouterr()
+    train(tmp_path / "out", processor, probes, watch={"baseline": tmp_path / "run"}, max_steps=1)
+    said = capsys.readouterr().out
+    assert "its baseline is not taken over" in said and "disc-0 was measured as one of neighbour" in said
+    train(tmp_path / "run", processor, kept, resume=tmp_path / "run" / "checkpoint-2")
+
+
 def test_tags_are_read_from_files_that_a_kill_has_cut(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
