@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diagnostics.comparison.legs.answers import Answers, answers_of
+from diagnostics.comparison.legs.answers import Answers, answers_of, keeps
 from diagnostics.comparison.legs.attention import read_attention
-from diagnostics.comparison.pairs import ProbePair, pairs_by_group
+from diagnostics.comparison.legs.leg import percent
+from diagnostics.comparison.pairs import ProbePair, pairs_by_group, trained_words
 from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.comparison.verdicts import NOT_HELD_OUT
 from diagnostics.records.probes import KEPT_SHARE
 
 LEVEL = 0.95
@@ -21,6 +23,7 @@ def checkpoint_line(pairs: Sequence[ProbePair], step: int) -> str:
     Answers are judged by margin, attention by its enrichment in cross-fitted layers, as the verdicts judge them; the
     layer is named, since the last comparison may cite another, by what carries the change. What
     hiding a region costs is not measured at checkpoints, so no verdict is claimed; only a guard that was lost is named.
+    A group with pictures that were trained on is "not held out", whatever rose.
 
     pairs   of the probes that verdicts rest on: the untrained model and this checkpoint
     """
@@ -30,8 +33,9 @@ def checkpoint_line(pairs: Sequence[ProbePair], step: int) -> str:
 
 def _group(name: str, pairs: Sequence[ProbePair]) -> str:
     answers = answers_of(pairs, Thresholds(), LEVEL)
+    trained = f" ({NOT_HELD_OUT})" if trained_words(pairs) else ""
     if name in KEPT_SHARE and answers is not None:
-        return f"{name} {_kept(name, answers)}"
+        return f"{name}{trained} {_kept(name, answers)}"
     right = (
         "no answers to judge"
         if answers is None
@@ -39,10 +43,10 @@ def _group(name: str, pairs: Sequence[ProbePair]) -> str:
     )
     reading = read_attention(pairs, lambda *_: None, Thresholds(), LEVEL)
     if reading is None:
-        return f"{name} {right}"
+        return f"{name}{trained} {right}"
     before, after = float(np.mean(reading.before)), float(np.mean(reading.after))
     layers = " and ".join(str(layer) for layer in sorted(set(reading.layers)))
-    return f"{name} {right}, attention on {reading.region} {before:.3g}× → {after:.3g}× (layer {layers})"
+    return f"{name}{trained} {right}, attention on {reading.region} {before:.3g}× → {after:.3g}× (layer {layers})"
 
 
 def _kept(name: str, answers: Answers) -> str:
@@ -53,6 +57,9 @@ def _kept(name: str, answers: Answers) -> str:
         return f"kept ({round(answers.after * answers.probes)} of {answers.probes})"
     if answers.speech_lost and answers.said is not None:
         return f"LOST ({_right(*answers.said, answers.probes)} generated)"
+    if keeps(name, answers.before, answers.after):  # probes share pictures, and most of these were lost
+        shares = f"{percent(answers.pictures_before)} → {percent(answers.pictures_after)}"
+        return f"LOST ({shares} by picture)"
     return f"LOST ({_right(answers.before, answers.after, answers.probes)})"
 
 

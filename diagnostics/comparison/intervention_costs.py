@@ -60,9 +60,19 @@ def costs_json(costs: CostChange | None) -> Json | None:
     }
 
 
-def decides(pairs: Sequence[ProbePair], side: str) -> Json:
-    """Region → share of the probes in which it is decisive (``decisive_region``); the rest have no decisive region."""
-    compared = [pair for pair in pairs if len(_hidden(getattr(pair, side))) > 1]
+def decides(pairs: Sequence[ProbePair], side: str) -> Json | None:
+    """Region → share of the probes in which it is decisive (``decisive_region``); the rest have no decisive region.
+
+    Of probes of which several regions were hidden: on both sides, where both have such probes, so that their shares can
+    be compared. None where there are none: {} says that no region was decisive.
+    """
+    were_hidden = {one: [len(_hidden(getattr(pair, one))) > 1 for pair in pairs] for one in SIDES}
+    counted = were_hidden[side]
+    if all(map(any, were_hidden.values())):
+        counted = [all(both) for both in zip(*were_hidden.values(), strict=True)]
+    if not any(counted):
+        return None
+    compared = [pair for pair, counts in zip(pairs, counted, strict=True) if counts]
     named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in compared]
     found = [name for name in named if name is not None]
     return {

@@ -10,7 +10,7 @@ import numpy as np
 
 from diagnostics.comparison.legs.attention import cross_fitted_rows, unseen
 from diagnostics.comparison.legs.mediation import mediated_nats
-from diagnostics.comparison.pairs import ProbePair, images_of, pairs_by_group
+from diagnostics.comparison.pairs import ProbePair, images_of, pairs_by_group, trained_words
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import ProbeSeries
 from diagnostics.measures.onset import (
@@ -30,6 +30,7 @@ ANSWERS, ATTENTION, CAUSE = "answers", "attention", "cause"
 WHAT = (ANSWERS, ATTENTION, CAUSE)
 NOT_MEASURED = "not measured"
 CHECKPOINT = "checkpoint"
+SHOWS_NO_CORRECTION = "Pictures of this group are in the training data: what rose shows no correction."
 
 
 def onset_of(
@@ -70,9 +71,9 @@ def onset_of(
         "groups": {
             name: {
                 **{what: _json(found.get((name, what))) for what in WHAT},
-                "words": words({what: found.get((name, what)) for what in WHAT}, unit),
+                "words": _group_words(group.pairs, {what: found.get((name, what)) for what in WHAT}, unit),
             }
-            for name in groups
+            for name, group in groups.items()
         },
     }
 
@@ -148,6 +149,13 @@ def _json(found: Onset | None) -> Json:
 
 
 # ---------------------------------------------------------------- words
+
+
+def _group_words(pairs: Sequence[ProbePair], found: Mapping[str, Onset | None], unit: str) -> str:
+    """``words``, and that they show no correction where something rose on pictures that were trained on."""
+    rose = any(one is not None and one.state == ROSE for one in found.values())
+    said = words(found, unit)
+    return f"{said} {SHOWS_NO_CORRECTION}" if rose and trained_words(pairs) else said
 
 
 def words(found: Mapping[str, Onset | None], unit: str = "step") -> str:

@@ -96,7 +96,8 @@ def verdict(evidence: Evidence, thresholds: Thresholds) -> Verdict:
 
     The first leg that is missing or fails determines the verdict: answers, guards and picture before attention, cause
     and mediation. Groups named ``retention`` and ``neighbour`` are judged by whether they were kept: accuracy after of
-    at least 97 % or 95 % of that before, and generated answers no less right than before beyond ``disagreement``.
+    at least 97 % or 95 % of that before, of probes and with each picture counted once, and generated answers no less
+    right than before beyond ``disagreement``.
     Fewer than 20 probes, or 20 pictures, are too few, and so are those of which none was right before. Where a picture
     is in the training data, only a loss is claimed: what was trained on shows nothing else.
     """
@@ -139,22 +140,39 @@ def _claim(evidence: Evidence, answers: Answers) -> str:
 
 def _kept(group: str, answers: Answers) -> Verdict:
     """Kept or lost, by the share of the accuracy before, and whether a single probe would change that."""
-    before, after, share, probes = answers.before, answers.after, KEPT_SHARE[group], answers.probes
-    if not before:
+    if not answers.before:
         return Verdict(TOO_FEW, ("No probe was answered correctly before, so there is nothing to keep.",))
-    kept, more = keeps(group, before, after), ""
-    if kept and not keeps(group, before, after - 1 / probes):
-        more = f"; with {probes} probes, one more wrong answer would fall below that line"
-    elif not kept and keeps(group, before, after + 1 / probes):
-        more = f"; with {probes} probes, one more right answer would reach that line"
-    if kept and answers.speech_lost and answers.said is not None:
+    right = f"{percent(answers.after)} of the probes are answered correctly, {percent(answers.before)} before"
+    fell = [] if keeps(group, answers.before, answers.after) else ["by answers"]
+    more, which = "", ""
+    if answers.images == answers.probes:
+        more = _one_more(group, answers)
+    else:
+        right += (
+            f", with each picture counted once {percent(answers.pictures_after)}, {percent(answers.pictures_before)} "
+            "before"
+        )
+        fell += [] if keeps(group, answers.pictures_before, answers.pictures_after) else ["by picture"]
+        which = f" {fell[0] if len(fell) == 1 else 'by both'}"
+    if not fell and answers.speech_lost and answers.said is not None:
         was, now = (percent(share) for share in answers.said)
         more = f"; but {now} of the generated answers are right, {was} before"
     reason = (
-        f"{percent(after)} of the probes are answered correctly, {percent(before)} before: "
-        f"{'at least' if kept else 'less than'} {percent(share)} of the accuracy before{more}."
+        f"{right}: {'less than' if fell else 'at least'} {percent(KEPT_SHARE[group])} of the accuracy before{which}"
+        f"{more}."
     )
     return Verdict(KEPT if answers.keeps(group) else LOST[group], (reason,))
+
+
+def _one_more(group: str, answers: Answers) -> str:
+    """Whether a single probe would change that a group was kept, where no probes share a picture; else ""."""
+    before, after, probes = answers.before, answers.after, answers.probes
+    kept = keeps(group, before, after)
+    if kept and not keeps(group, before, after - 1 / probes):
+        return f"; with {probes} probes, one more wrong answer would fall below that line"
+    if not kept and keeps(group, before, after + 1 / probes):
+        return f"; with {probes} probes, one more right answer would reach that line"
+    return ""
 
 
 def lost(group: str, answers: Answers | None) -> Verdict | None:

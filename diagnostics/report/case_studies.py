@@ -189,7 +189,7 @@ def _said(pair: ProbePair, side: str) -> str:
     rated = f"{_quoted(likelier, 'right' if margin > 0 else 'wrong')} likelier than {_quoted(other)}"
     is_said = _says_right(pair, side)
     if is_said is None:
-        return rated
+        return rated if margin else f"{_quoted(right)} and {_quoted(foil)} equally likely"
     quoted = _quoted(said, "right" if is_said else "wrong")
     is_told_otherwise = margin < 0 if is_said else margin > 0  # at 0 neither is likelier
     return f"{quoted}, though it rates {rated}" if is_told_otherwise else quoted
@@ -210,6 +210,8 @@ def _quoted(text: str, kind: str = "") -> str:
 def _title(pair: ProbePair) -> str:
     said, probe = pair.before.scores.generated, pair.probe
     asked, right = _quoted(as_asked(probe.question)), _quoted(probe.answer)
+    if not said and not _margin(pair, "before"):
+        return f"Asked {asked}, it found {right} and {_quoted(probe.foil or '')} equally likely. Right is {right}."
     if not said:
         return f"Asked {asked}, it found {_quoted(probe.foil or '')} likelier. Right is {right}."
     if _says_right(pair, "before") and _margin(pair, "before") < 0:
@@ -272,9 +274,10 @@ def _costs(case: CaseStudy) -> str:
 
 
 def _depends(group: Mapping[str, Any]) -> str:
-    """Which region's hiding moves the answers of the group most, before and now; "" where none was measured."""
+    """Which region's hiding moves the answers of the group most, before and now; "" where that was not measured on both
+    sides, or none does."""
     decides = group.get("decides")
-    if not decides or not (decides["before"] or decides["after"]):
+    if not decides or None in decides.values() or not (decides["before"] or decides["after"]):
         return ""
     return f"<p>{_decides_words(_deciding(decides['before']), _deciding(decides['after']))}</p>"
 

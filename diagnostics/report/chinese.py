@@ -112,6 +112,7 @@ _HEADLINE = {
     ),
     "({a:n} → {b:n} of {c:n})": "（{a} → {b}，共 {c} 题）",
     "({a:n} → {b:n})": "（{a} → {b}）",
+    "({a:n} → {b:n}, by picture {c:n} → {d:n})": "（{a} → {b}；按图片计 {c} → {d}）",
     "questions like {q}": "{q}这类问题",
     "the right place": "正确的位置",
     'the <b translate="no">{x}</b>': ' <b translate="no">{x}</b> ',
@@ -123,6 +124,8 @@ _CASES = {
     "What happened": "发生了什么",
     "Asked {q}, it said {s}. Right is {r}.": "问 {q}，它答 {s}；正确答案是 {r}。",
     "Asked {q}, it found {s} likelier. Right is {r}.": "问 {q}，它认为 {s} 更可能；正确答案是 {r}。",
+    "Asked {q}, it found {a} and {b} equally likely. Right is {r}.": "问 {q}，它认为 {a} 和 {b} 同样可能；正确答案是 {r}。",
+    "{a} and {b} equally likely": "认为 {a} 和 {b} 同样可能",
     "Before: {s:t}": "之前：{s}",
     "Now: {s:t}": "现在：{s}",
     "{a}, though it rates {b} likelier than {c}": "{a}，尽管它认为 {b} 比 {c} 更可能",
@@ -464,6 +467,18 @@ _REASONS = {
         "{n} 个护栏的正确答案正是这里的错误答案，其中答案为 {w} 的 {a} 现在答对，之前 {b}"
         "（现在 {i}；至少需 {p}，并达到之前的 {q}）{rest}"
     ),
+    "Of the {n:n} guards, whose right answer is the wrong one here, {a:n} are right after and {b:n} before, {c:n} and {d:n} "
+    "with each picture counted once ({i:i} of these after; at least {p:n} of both must be, and {q:n} of those before)"
+    "{rest:t}": (
+        "{n} 个护栏的正确答案正是这里的错误答案，{a} 现在答对，之前 {b}；每张图片计一次则现在 {c}，之前 {d}"
+        "（后者现在的 {i}；两者都至少需 {p}，并达到之前的 {q}）{rest}"
+    ),
+    "Of the {n:n} guards, whose right answer is the wrong one here, {a:n} are right after where the answer is {w} and {b:n} "
+    "before, {c:n} and {d:n} with each picture counted once ({i:i} of these after; at least {p:n} of both must be, and {q:n} of "
+    "those before){rest:t}": (
+        "{n} 个护栏的正确答案正是这里的错误答案，其中答案为 {w} 的 {a} 现在答对，之前 {b}；每张图片计一次则现在 {c}，之前 {d}"
+        "（后者现在的 {i}；两者都至少需 {p}，并达到之前的 {q}）{rest}"
+    ),
     "No guards: {w} is the wrong answer of {k:n} of the {n:n} probes here, and the right answer of {g:n} guards.": (
         "没有护栏：{w} 是这里 {n} 个探针中 {k} 个的错误答案，而以它为正确答案的护栏有 {g} 个。"
     ),
@@ -485,6 +500,22 @@ _REASONS = {
     ),
     "{a:n} of the probes are answered correctly, {b:n} before: less than {c:n} of the accuracy before{one:t}": (
         "{a} 的探针答对，之前 {b}：不到之前答对率的 {c}{one}"
+    ),
+    "{a:n} of the probes are answered correctly, {b:n} before, with each picture counted once {c:n}, {d:n} before: at least "
+    "{e:n} of the accuracy before by both{one:t}": (
+        "{a} 的探针答对，之前 {b}；每张图片计一次则为 {c}，之前 {d}：两者都至少达到之前答对率的 {e}{one}"
+    ),
+    "{a:n} of the probes are answered correctly, {b:n} before, with each picture counted once {c:n}, {d:n} before: less than "
+    "{e:n} of the accuracy before by both{one:t}": (
+        "{a} 的探针答对，之前 {b}；每张图片计一次则为 {c}，之前 {d}：两者都不到之前答对率的 {e}{one}"
+    ),
+    "{a:n} of the probes are answered correctly, {b:n} before, with each picture counted once {c:n}, {d:n} before: less than "
+    "{e:n} of the accuracy before by picture{one:t}": (
+        "{a} 的探针答对，之前 {b}；每张图片计一次则为 {c}，之前 {d}：后者不到之前答对率的 {e}{one}"
+    ),
+    "{a:n} of the probes are answered correctly, {b:n} before, with each picture counted once {c:n}, {d:n} before: less than "
+    "{e:n} of the accuracy before by answers{one:t}": (
+        "{a} 的探针答对，之前 {b}；每张图片计一次则为 {c}，之前 {d}：前者不到之前答对率的 {e}{one}"
     ),
     "No probe was answered correctly before, so there is nothing to keep.": "之前没有一个探针答对，因此没有可保持的。",
     "; but {a:n} of the generated answers are right, {b:n} before.": "；但实际生成的回答有 {a} 正确，之前 {b}。",
@@ -589,6 +620,9 @@ _CHARTS = {
     ),
     "{a:t} was not beyond chance at every later checkpoint.": "{a}并非在此后每个检查点都超出偶然。",
     "{a:t} were not beyond chance at every later checkpoint.": "{a}并非在此后每个检查点都超出偶然。",
+    "Pictures of this group are in the training data: what rose shows no correction.": (
+        "本组有图片在训练数据里：上升的部分不能证明已纠正。"
+    ),
     "Answers": "回答",
     "Attention": "注意力",
     "Cause": "因果",
@@ -744,6 +778,7 @@ _DIAGNOSIS = {
     "White: {r}.": "白框：{r}。",
     "Orange: {r}, which decides.": "橙框：{r}，由它决定。",
     "Asked {q}. It rated {f} likelier than {a}, by {n:n} nats.": "问 {q}。它认为 {f} 比 {a} 更可能，差 {n} nats。",
+    "Asked {q}. It rated {f} and {a} equally likely.": "问 {q}。它认为 {f} 和 {a} 同样可能。",
     "attention over the picture": "图片上的注意力",
     "vision tower": "视觉塔",
     "connector": "连接器",
@@ -936,6 +971,7 @@ _DIAGNOSIS = {
         "未测量：有 {n}无法确定哪些状态对应该区域。"
     ),
     "Not determined, since a test is missing.": "未确定，因为缺少一项检验。",
+    "Not determined: it looks at the region, and yet it answers wrong.": "未确定：它看该区域，却仍然答错。",
     "Not determined: it looks at the region and needs it, and yet it answers wrong.": "未确定：它看该区域并且依赖它，却仍然答错。",
     "The evidence": "依据",
     "Evidence": "依据",

@@ -55,6 +55,7 @@ CURVE = {
         "再多也没有帮助：从 {a} 到 {b} 个样本，没有任何一项的上升超出偶然，结论仍是{v}。"
     ),
     "Not enough yet: {v:t} with {n:n} samples, the largest number tried.": "还不够：试过的最大数量 {n} 个样本时，结论是{v}。",
+    "From {a:n} to {b:n} samples: not measured.": "从 {a} 到 {b} 个样本：未测量。",
     "From {a:n} to {b:n} samples: {p:p}; {m:t}.": "从 {a} 到 {b} 个样本：{p}；{m}。",
     "answers {a} ({b} to {c})": "回答 {a}（{b} 至 {c}）",
     "attention {a} ({b} to {c})": "注意力 {a}（{b} 至 {c}）",

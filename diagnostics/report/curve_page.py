@@ -146,6 +146,8 @@ def neighbour_words(group: Mapping[str, Any]) -> str:
             said.append(
                 f"{what} {form(one['difference'])} ({form(one['ci95'][0])} to {form(one['ci95'][1])})"
             )
+    if not said:
+        return f"From {last['from']:,} to {last['to']:,} samples: not measured."
     moved = [f"{' and '.join(last[way])} {way}" for way in ("rose", "fell") if last[way]]
     verdict = f"{', '.join(moved)} beyond chance" if moved else "nothing beyond chance"
     return f"From {last['from']:,} to {last['to']:,} samples: {', '.join(said)}; {verdict}."

@@ -239,9 +239,11 @@ def _pictures(pair: ProbePair, group: GroupDiagnosis) -> str:
             (pair.probe.answer, ""),
         )
     )
+    margin = abs(pair.before.scores.margin_nats or 0)
     rated = (
-        f"Asked {asked}. It rated {foil} likelier than {right}, by "
-        f"{abs(pair.before.scores.margin_nats or 0):.1f} nats."
+        f"Asked {asked}. It rated {foil} likelier than {right}, by {margin:.1f} nats."
+        if margin
+        else f"Asked {asked}. It rated {foil} and {right} equally likely."
     )
     return (
         f'<div class="pair"><div><img src="{inline_picture(panel)}" alt="attention over the picture">'

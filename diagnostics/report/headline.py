@@ -142,9 +142,9 @@ def kind_of(verdict: str) -> str:
 
 
 def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
-    """Right answers before and after of these groups together: "(0 → 40 of 40)".
+    """Right answers before and after of these groups together: "(0 → 40 of 40)"; "" where none has a foil.
 
-    In per cent where probes share pictures, since pictures count and not probes; "" where none has a foil.
+    In per cent where probes share pictures, "(0 % → 92.7 %, by picture 0 % → 64 %)": both are judged.
     """
     scored = [group for group in groups if group["accuracy"] is not None]
     if not scored:
@@ -154,7 +154,27 @@ def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
     whole = not any(map(_shares_pictures, scored))
     if whole and all(abs(one - round(one)) < 1e-6 for one in sums):
         return f"({round(sums[0])} → {round(sums[1])} of {total})"
-    return f"({percent_words(sums[0] / total)} → {percent_words(sums[1] / total)})"
+    words, of_pictures = _change_words(sums, total), _by_picture_words(scored)
+    return f"({words}, by picture {of_pictures})" if of_pictures not in ("", words) else f"({words})"
+
+
+def _by_picture_words(scored: Sequence[Mapping[str, Any]]) -> str:
+    """The same with each picture counted once; "" in files of earlier versions, and of generated answers."""
+    if any(
+        _right(group) is not group["accuracy"] or "pictures_right" not in group["accuracy"]
+        for group in scored
+    ):
+        return ""
+    sums = [
+        sum(group["accuracy"]["pictures_right"][side] * _pictures(group) for group in scored)
+        for side in ("before", "after")
+    ]
+    return _change_words(sums, sum(map(_pictures, scored)))
+
+
+def _change_words(sums: Sequence[float], of: int) -> str:
+    before, after = (percent_words(one / of) for one in sums)
+    return f"{before} → {after}"
 
 
 def _scored(group: Mapping[str, Any]) -> int:
@@ -182,9 +202,14 @@ def _pictures_right_before(group: Mapping[str, Any]) -> float:
 def _right(group: Mapping[str, Any]) -> Mapping[str, float]:
     """Shares of right answers, by margin; by what was generated where a group was lost by that alone."""
     accuracy, said = group["accuracy"], group.get("said_the_answer")
-    if group["verdict"] in LOST.values() and said is not None:
-        return min(accuracy, said, key=lambda one: one["after"] - one["before"])
-    return accuracy
+    if group["verdict"] not in LOST.values() or said is None:
+        return accuracy
+    by_margin = (accuracy, accuracy.get("pictures_right", accuracy))
+    return said if _change(said) < min(map(_change, by_margin)) else accuracy
+
+
+def _change(right: Mapping[str, float]) -> float:
+    return right["after"] - right["before"]
 
 
 def _claim(name: str, comparison: Mapping[str, Any]) -> Claim:

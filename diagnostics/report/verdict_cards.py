@@ -229,8 +229,9 @@ def _size(group: Mapping[str, Any]) -> str:
 
 
 def _decides(group: Mapping[str, Any]) -> str:
+    """Which regions decide, before and after; "" where that was not measured on both sides, or none does."""
     decides = group.get("decides")
-    if not decides or not (decides["before"] or decides["after"]):
+    if not decides or None in decides.values() or not (decides["before"] or decides["after"]):
         return ""
     return _more(
         "which region decides the answer",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent, percent_interval
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
@@ -59,7 +60,10 @@ class Answers(NamedTuple):
     leg: Leg
 
     def keeps(self, group: str) -> bool:
-        """Did a group that must stay right stay so, by its share of the accuracy before and by what it says?"""
+        """Did a group that must stay right stay so, by its share of the accuracy before, of probes and of pictures, and
+        by what it says?"""
+        if not keeps(group, self.pictures_before, self.pictures_after):
+            return False
         return keeps(group, self.before, self.after) and not self.speech_lost
 
     def json(self) -> Json:
@@ -87,15 +91,13 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
         return None
     images = images_of(scored)
     right = np.array([[is_right(getattr(pair, side)) for pair in scored] for side in SIDES], float)
-    by_image = [
-        np.array([r[[one == i for one in images]].mean() for i in dict.fromkeys(images)]) for r in right
-    ]
+    by_image = [by_picture(one, images) for one in right]
     gained, lost = int((by_image[1] > by_image[0]).sum()), int((by_image[1] < by_image[0]).sum())
     p = mcnemar_p(gained, lost)
     change = SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
     shares = [float(one.mean()) for one in right]
     of_images = [float(one.mean()) for one in by_image]
-    intervals = [_interval(one, level) for one in by_image]
+    intervals = [interval_over_pictures(one, level) for one in by_image]
     said = said_right(scored)
     apart = said is not None and _is_apart(shares, said, thresholds.disagreement)
     judged = min(shares[1], of_images[1])
@@ -171,7 +173,12 @@ def no_answers(thresholds: Thresholds) -> Leg:
     return not_measured(thresholds.right, "No probe of this group has a foil to compare with its answer.")
 
 
-def _interval(by_image: np.ndarray, level: float) -> tuple[float, float]:
+def by_picture(right: Shaped[np.ndarray, " probes"], images: Sequence[str]) -> Float[np.ndarray, " pictures"]:
+    """Each picture's share of right answers, pictures in the order in which they appear."""
+    return np.array([right[[one == i for one in images]].mean() for i in dict.fromkeys(images)])
+
+
+def interval_over_pictures(by_image: Float[np.ndarray, " pictures"], level: float) -> tuple[float, float]:
     """Interval over pictures, not probes; a picture counts by its share of right answers, sum rounded down."""
     return clopper_pearson(int(by_image.sum() + 1e-9), len(by_image), level=level)
 

@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
-from diagnostics.comparison.legs.answers import answers_of, is_right
+from diagnostics.comparison.legs.answers import (
+    answers_of,
+    by_picture,
+    interval_over_pictures,
+    is_right,
+    keeps,
+)
 from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent, percent_interval
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, trained_words
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.answers import normalised, says
-from diagnostics.measures.statistics import clopper_pearson
 from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR
 from diagnostics.records.record import AttentionRecord
 
@@ -27,12 +33,13 @@ this share of the probes."""
 def guards_leg(
     name: str, groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float
 ) -> Leg:
-    """The share of guards that are right after, for the right answer with the lowest share.
+    """The share of guards that are right after, of guards or of pictures, for the right answer with the lowest share.
 
     A group's guards are the probes, of any group, whose right answer is the foil of one of its probes; its own probes
     count if both answers occur as right ones ("on" and "under"). A guard is right if its margin is above 0 and what it
     generated is no right answer of this group. They hold if each right answer with at least 5 guards reaches the share
     required of answers, all together keep 95 % of what was right before, and no group named ``neighbour`` is broken.
+    Where guards share pictures, all of this is asked with each picture counted once too: the smaller share is judged.
     Guards that were wrong before and after prove nothing, and neither do those of a group whose pictures were trained
     on, unless they broke: None.
     """
@@ -52,17 +59,12 @@ def guards_leg(
         )
     if unguarded := _unguarded(members, guards):
         return not_measured(thresholds.right, unguarded, len(guards))
-    value, interval, answer, before = _worst(guards, level)
-    all_before, all_after = (_share(guards, side) for side in SIDES)
+    worst, together = _worst(guards), _right_of(guards)
+    before, value = worst.judged
     broken = [one for one in _broken(groups, thresholds, level) if one != name]
     right = value >= thresholds.right - 1e-9
-    fell = all_after < KEPT_SHARE[NEIGHBOUR] * all_before - 1e-9 or (not right and value < before)
-    words = f"Of the {len(guards)} guards, whose right answer is the wrong one here, {percent(value)} are right after"
-    words += f" where the answer is {answer!r}" if answer else ""
-    words += (
-        f" and {percent(before)} before ({percent_interval(interval, level).replace('+', '')} after; at least "
-        f"{percent(thresholds.right)} must be, and {percent(KEPT_SHARE[NEIGHBOUR])} of those before)"
-    )
+    fell = not together.is_kept or (not right and value < before)
+    words = _reason(len(guards), worst, thresholds, level)
     if broken:
         words += f"; {broken[0]} is broken"
     elif not (right or fell):
@@ -70,7 +72,27 @@ def guards_leg(
     holds = False if broken or fell else True if right else None
     if holds is not False and (trained := _not_held_out(groups, guards)):
         return not_measured(thresholds.right, trained, len(guards))
-    return Leg(holds, len(guards), value, interval, thresholds.right, f"{words}.")
+    low, high = interval_over_pictures(worst.by_picture, level)
+    return Leg(holds, len(guards), value, (min(low, value), max(high, value)), thresholds.right, f"{words}.")
+
+
+def _reason(guards: int, worst: _Right, thresholds: Thresholds, level: float) -> str:
+    """The sentence of the leg, without what is to be said of a broken neighbour or of guards that were wrong before."""
+    before, after = map(percent, worst.guards)
+    words = f"Of the {guards} guards, whose right answer is the wrong one here, {after} are right after"
+    words += f" where the answer is {worst.answer!r}" if worst.answer else ""
+    words += f" and {before} before"
+    low, high = interval_over_pictures(worst.by_picture, level)
+    of_which, of_both = "", ""
+    if worst.shares_pictures:
+        before, after = map(percent, worst.pictures)
+        words += f", {after} and {before} with each picture counted once"
+        of_which, of_both = " of these", " of both"
+    interval = percent_interval((low, max(high, worst.pictures[1])), level).replace("+", "")
+    return (
+        f"{words} ({interval}{of_which} after; at least {percent(thresholds.right)}{of_both} must be, and "
+        f"{percent(KEPT_SHARE[NEIGHBOUR])} of those before)"
+    )
 
 
 def _not_held_out(groups: Mapping[str, Sequence[ProbePair]], guards: Sequence[_Guard]) -> str:
@@ -131,22 +153,54 @@ def _unguarded(members: Sequence[ProbePair], guards: Sequence[_Guard]) -> str:
     )
 
 
-def _worst(guards: Sequence[_Guard], level: float) -> tuple[float, tuple[float, float], str, float]:
-    """Share right after, its interval over pictures, the right answer concerned ("" for all guards together), and the
-    share right before."""
+class _Right(NamedTuple):
+    """Shares of guards that are right, each (before, after).
+
+    guards       of guards
+    pictures     of pictures, each by the share of its guards that are right
+    by_picture   that share of each picture, after
+    shares_pictures   whether several of the guards show one picture
+    answer       their right answer; "" for guards of every answer
+    """
+
+    guards: tuple[float, float]
+    pictures: tuple[float, float]
+    by_picture: Float[np.ndarray, " pictures"]
+    shares_pictures: bool
+    answer: str
+
+    @property
+    def judged(self) -> tuple[float, float]:
+        """That of the two which is smaller after."""
+        return min(self.guards, self.pictures, key=lambda one: (one[1], -one[0]))
+
+    @property
+    def is_kept(self) -> bool:
+        """Is of both what must be kept of the share before still right?"""
+        return all(keeps(NEIGHBOUR, before, after) for before, after in (self.guards, self.pictures))
+
+
+def _right_of(guards: Sequence[_Guard], answer: str = "") -> _Right:
+    images = images_of([guard.pair for guard in guards])
+    right = [np.array([getattr(guard, side) for guard in guards], float) for side in SIDES]
+    before, after = (by_picture(one, images) for one in right)
+    return _Right(
+        (float(right[0].mean()), float(right[1].mean())),
+        (float(before.mean()), float(after.mean())),
+        after,
+        len(after) < len(guards),
+        answer,
+    )
+
+
+def _worst(guards: Sequence[_Guard]) -> _Right:
+    """The right answer with at least 5 guards whose share after is lowest, or all guards together where theirs is."""
     by_answer: dict[str, list[_Guard]] = {}
     for guard in guards:
         by_answer.setdefault(guard.pair.probe.answer, []).append(guard)
     judged = {name: of_it for name, of_it in by_answer.items() if len(of_it) >= LEAST_OF_ONE_ANSWER}
-    named: list[tuple[str, Sequence[_Guard]]] = [("", guards), *judged.items()]
-    name, of_it = min(named, key=lambda one: _share(one[1], "after"))
-    share, images = _share(of_it, "after"), len(set(images_of([guard.pair for guard in of_it])))
-    interval = clopper_pearson(int(share * images + 1e-9), images, level=level)
-    return share, (min(interval[0], share), max(interval[1], share)), name, _share(of_it, "before")
-
-
-def _share(guards: Sequence[_Guard], side: str) -> float:
-    return float(np.mean([getattr(guard, side) for guard in guards]))
+    found = [_right_of(guards), *(_right_of(of_it, name) for name, of_it in judged.items())]
+    return min(found, key=lambda one: one.judged[1])
 
 
 def _broken(groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float) -> list[str]:

@@ -833,8 +833,12 @@ def _hidden_order(side: Record) -> list[str]:
     ]
 
 
-def decides(pairs: list[Pair], at: int) -> Json:
-    found = [name for several, name in (decider(pair, at) for pair in pairs) if several]
+def decides(pairs: list[Pair], at: int) -> Json | None:
+    each = [(decider(pair, at), decider(pair, 1 - at)[0]) for pair in pairs]
+    other = any(several for _, several in each) and any(several for (several, _), _ in each)
+    found = [name for (several, name), there in each if several and (there or not other)]
+    if not found:
+        return None
     return {name: found.count(name) / len(found) for name in {one for one in found if one is not None}}
 
 
@@ -893,13 +897,15 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
     for answer in dict.fromkeys(pair.spellings[0] for pair in members):
         some = [pair for pair in members if pair.spellings[0] == answer]
         sets += [some] if len(some) >= 5 else []
-    right = [[np.mean([stays(pair, at) for pair in some]) for at in (0, 1)] for some in sets]
-    at = min(range(len(sets)), key=lambda one: right[one][1])
-    before, value = map(float, right[at])
+    right = [_two_counts(some, stays) for some in sets]
+    at = min(range(len(sets)), key=lambda one: min(count[1].mean() for count in right[one]))
+    counts = [tuple(float(side.mean()) for side in count) for count in right[at]]
+    value = min(after for _, after in counts)
     enough = value >= asked["right"] - 1e-9
-    fell = right[0][1] < 0.95 * right[0][0] - 1e-9 or (not enough and value < before)
-    pictures = len(set(_pictures(sets[at])))
-    low, high = exact_share(math.floor(value * pictures + 1e-9), pictures)
+    fell = not enough and any(after == value < before for before, after in counts)
+    fell = fell or any(after.mean() < 0.95 * before.mean() - 1e-9 for before, after in right[0])
+    of_pictures = right[at][1][1]
+    low, high = exact_share(math.floor(of_pictures.sum() + 1e-9), len(of_pictures))
     if name != "neighbour" and "neighbour" in groups:
         near = answers(groups["neighbour"], asked)
         fell = fell or bool(near is not None and _is_lost(near, 0.95, asked))
@@ -910,10 +916,17 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
     return leg(holds, len(members), (value, min(low, value), max(high, value)), asked["right"])
 
 
+def _two_counts(some: list[Pair], stays) -> list[list[np.ndarray]]:
+    """Of guards and of pictures, each before and after: whether each is right, or which share of a picture's is."""
+    kept = [np.array([stays(pair, at) for pair in some], float) for at in (0, 1)]
+    return [kept, [np.array([side[m].mean() for m in _clusters(_pictures(some))]) for side in kept]]
+
+
 def _is_lost(found: Json, share: float, asked: Json) -> bool:
     said = found["said"]
     fell = said is not None and said["before"] - said["after"] > asked["disagreement"] + 1e-9
-    return fell or found["json"]["after"] < share * found["json"]["before"] - 1e-9
+    counts = (found["json"], found["json"]["pictures_right"])
+    return fell or any(one["after"] < share * one["before"] - 1e-9 for one in counts)
 
 
 def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked: Json, trained: bool) -> str:

@@ -42,6 +42,28 @@ def test_a_guard_that_says_something_else_is_lost_by_what_it_says(tmp_path: Path
     assert checkpoint_line(flat(pairs), 7) == "step 7: retention LOST (24 → 0 of 24 generated)"
 
 
+def test_a_guard_that_is_lost_on_most_pictures_is_lost_by_picture(tmp_path: Path):
+    """200 questions of one picture stay right, and of 24 with a picture each 6 do not: 97.3 % of all, 19 of 25."""
+    made = replace(GUARDS, probes=224, margins=(4.0, [4.0] * 218 + [-3.0] * 6), said=("", ""))
+    pairs = pairs_of(tmp_path, retention=made)["retention"]
+    shared = [
+        replace(pair, probe=replace(pair.probe, images=pairs[0].probe.images)) if at < 200 else pair
+        for at, pair in enumerate(pairs)
+    ]
+    assert checkpoint_line(shared, 7) == "step 7: retention LOST (100 % → 76 % by picture)"
+
+
+def test_a_group_with_pictures_that_were_trained_on_is_not_held_out(tmp_path: Path):
+    pairs = pairs_of(tmp_path, towers=Made(probes=3), retention=replace(GUARDS, probes=5), neighbour=GUARDS)
+    trained = [
+        replace(pair, after=replace(pair.after, trained_picture=pair.probe.id in ("towers-1", "retention-0")))
+        for pair in flat(pairs)
+    ]
+    line = checkpoint_line(trained, 7)
+    assert "towers (not held out) 0 → 3 of 3 right" in line
+    assert "retention (not held out) kept (5 of 5); neighbour kept (24 of 24)" in line
+
+
 def test_what_is_not_there_is_not_said(tmp_path: Path):
     """Without regions no attention; without a foil no answers."""
     probes = pairs_of(tmp_path, towers=Made(probes=3))["towers"]

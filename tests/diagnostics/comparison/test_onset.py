@@ -1,5 +1,6 @@
 """What began when, from records whose every change is made, and in which words."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.comparison.trajectory import evolution_of, read_series
 from diagnostics.measures.onset import FELL, NEITHER, ROSE, Onset
 from diagnostics.records.record import AttentionRecord, Intervention
+from diagnostics.report.languages import translated
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 
 STEPS = (0, 10, 20, 30, 40)
@@ -71,6 +73,22 @@ def test_each_began_at_its_own_step(tmp_path):
         "Answers did not change beyond chance. Attention did not move beyond chance. Cause did not change beyond "
         "chance."
     )
+
+
+def test_what_rose_on_pictures_that_were_trained_on_shows_no_correction(tmp_path, monkeypatch):
+    given = at_step
+
+    def on_trained(*of, **began):
+        return replace(given(*of, **began), trained_picture=True)
+
+    alone = onset(tmp_path)["groups"]["spheres"]["words"]
+    monkeypatch.setattr(sys.modules[__name__], "at_step", on_trained)
+    found = onset(tmp_path)["groups"]
+    warned = "Pictures of this group are in the training data: what rose shows no correction."
+    assert found["spheres"]["words"] == f"{alone} {warned}" and translated(found["spheres"]["words"])
+    assert warned not in found["neighbour"]["words"]
+    still = onset(tmp_path, attention=50, answers=50, cause=50)["groups"]["spheres"]["words"]
+    assert "beyond chance" in still and warned not in still
 
 
 @pytest.mark.parametrize("supervised", [(3,), (1, 3)])

@@ -1,14 +1,25 @@
 """Verdicts on what must be kept, on too few probes, and whether they are what --require asks or fall short. What a
 correction needs: ``test_verdicts_of_groups``."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
 from diagnostics.comparison.legs.answers import FEWER, MORE, SAME, Answers
 from diagnostics.comparison.legs.leg import Leg, not_measured
 from diagnostics.comparison.thresholds import Thresholds
-from diagnostics.comparison.verdicts import Evidence, Legs, never_met, requirement, shortfalls, verdict
+from diagnostics.comparison.verdicts import (
+    Evidence,
+    Legs,
+    lost,
+    never_met,
+    requirement,
+    shortfalls,
+    verdict,
+)
 from diagnostics.records.probes import Probe
+from diagnostics.report.languages import translated
 
 TRAINED = "in 12 of 40 probes a picture is in the training data, the first is p-003"
 
@@ -66,6 +77,31 @@ def test_what_was_known_must_be_kept(group, probes, after, expected, turn):
         in result.reasons[0]
     )
     assert ("one more" in result.reasons[0]) == (turn is not None) and (turn or "") in result.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("group", "after", "of_pictures", "expected", "words"),
+    [
+        ("retention", 0.98, 0.97, "kept", "at least 97 % of the accuracy before by both."),
+        ("retention", 0.98, 0.96, "forgot", "less than 97 % of the accuracy before by picture."),
+        ("retention", 0.96, 0.98, "forgot", "less than 97 % of the accuracy before by answers."),
+        ("neighbour", 0.99, 0.95, "kept", "at least 95 % of the accuracy before by both."),
+        ("neighbour", 0.94, 0.4, "broke a neighbour", "less than 95 % of the accuracy before by both."),
+    ],
+)
+def test_what_was_known_must_be_kept_of_probes_and_of_pictures(group, after, of_pictures, expected, words):
+    """Many questions of one picture cannot hide that the other pictures were lost."""
+    given = evidence(group, 500, images=100, after=after)
+    assert given.answers is not None
+    answers = given.answers._replace(pictures_after=of_pictures)
+    found = verdict(replace(given, answers=answers), Thresholds())
+    assert found.verdict == expected
+    assert found.reasons[0].endswith(
+        f"with each picture counted once {of_pictures * 100:.0f} %, 100 % before: {words}"
+    )
+    assert translated(found.reasons[0]) is not None
+    gone = lost(group, answers)
+    assert (None if gone is None else gone.verdict) == (None if expected == "kept" else expected)
 
 
 @pytest.mark.parametrize(

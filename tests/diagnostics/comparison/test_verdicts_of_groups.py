@@ -181,7 +181,36 @@ def test_of_regions_that_decide_as_often_the_first_name_comes_first(
     pairs = flat(pairs_of(tmp_path, towers=replace(CORRECTED, probes=5)))
     said = iter(["rug", None, "podium", "rug", "podium"])
     monkeypatch.setattr(intervention_costs, "decisive_region", lambda *_: next(said))
-    assert [*intervention_costs.decides(pairs, "after").items()] == [("podium", 0.4), ("rug", 0.4)]
+    decides = intervention_costs.decides(pairs, "after")
+    assert decides is not None and [*decides.items()] == [("podium", 0.4), ("rug", 0.4)]
+
+
+def _not_hidden(pair: ProbePair, side: str) -> ProbePair:
+    return replace(pair, **{side: replace(getattr(pair, side), interventions=())})
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_what_decides_is_not_measured_where_nothing_was_hidden(tmp_path: Path, side: str) -> None:
+    """The other side is: it is not compared with none."""
+    towers = replace(CORRECTED, probes=5, other_cost=(12.0, 12.0))
+    pairs = [_not_hidden(pair, side) for pair in flat(pairs_of(tmp_path, towers=towers))]
+    other = next(one for one in SIDES if one != side)
+    assert comparison_of(pairs)["groups"]["towers"]["decides"] == {side: None, other: {"podium": 1.0}}
+    neither = [_not_hidden(pair, other) for pair in pairs]
+    assert comparison_of(neither)["groups"]["towers"]["decides"] == {"before": None, "after": None}
+
+
+def test_what_decides_is_of_probes_that_were_hidden_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of five probes the first is hidden before alone, the last after alone; each has a region of its own."""
+    pairs = flat(pairs_of(tmp_path, towers=replace(CORRECTED, probes=5)))
+    uneven = [_not_hidden(pairs[0], "after"), *pairs[1:4], _not_hidden(pairs[4], "before")]
+    monkeypatch.setattr(intervention_costs, "decisive_region", lambda probe, *_: probe.id)
+    for side in SIDES:
+        decides = intervention_costs.decides(uneven, side)
+        assert decides == {f"towers-{at}": pytest.approx(1 / 3) for at in (1, 2, 3)}
+    assert [intervention_costs.decides([uneven[0], uneven[4]], side) for side in SIDES] == [None, None]
 
 
 def test_attention_without_anything_to_compare_with_is_not_measured(tmp_path: Path) -> None:

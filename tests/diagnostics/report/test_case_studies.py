@@ -11,7 +11,7 @@ from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.records.probes import Probe
 from diagnostics.report.case_studies import CaseStudy, TrainingSample, _said, case_html, choose_cases
-from diagnostics.report.languages import translated
+from diagnostics.report.languages import translated, untranslated
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, record
 
@@ -181,7 +181,7 @@ def test_the_deciding_region_may_stay_the_same(of: list[Probe]) -> None:
     (case,) = choose_cases(comparison, pairs)
     group = comparison["groups"][GROUP]
 
-    def words(before: dict[str, float], after: dict[str, float]) -> str:
+    def words(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
         return case_html(case, {**group, "decides": {"before": before, "after": after}})
 
     same = f"hidden: the {own('body')}, before (50 % of the questions) and now (75 %)."
@@ -191,6 +191,8 @@ def test_the_deciding_region_may_stay_the_same(of: list[Probe]) -> None:
     assert came in words({}, {"body": 0.75})
     went = f"before, the {own('body')} (50 % of the questions); now, no place stands out."
     assert went in words({"body": 0.5}, {})
+    assert "when hidden" not in words({"body": 0.5}, None)  # hiding was not measured
+    assert "when hidden" not in words(None, {"body": 0.5})
 
 
 def test_a_case_says_each_leg_in_a_few_words(tmp_path: Path) -> None:
@@ -221,6 +223,17 @@ def test_without_a_generated_answer_the_likelier_one_is_quoted(of: list[Probe]) 
     assert f"Before: {own('“广州塔”', 'wrong')} likelier than {own('“东方明珠”')}" in text
     assert f"Now: {own('“东方明珠”', 'right')} likelier than {own('“广州塔”')}" in text
     assert f"it found {own('“广州塔”')} likelier. Right is {own('“东方明珠”')}.</h3>" in text
+
+
+def test_a_tie_is_no_preference(of: list[Probe]) -> None:
+    """Equal scores are wrong, and neither answer is likelier."""
+    tied = [speaking(pair, "") for pair in made(of, {f"{GROUP}-0": (0.0, 2.0)})]
+    group = comparison_of(tied)["groups"][GROUP]
+    text = case_html(chosen(tied)[0], group)
+    right, foil = own("“东方明珠”"), own("“广州塔”")
+    assert f"it found {right} and {foil} equally likely. Right is {right}.</h3>" in text
+    assert f"Before: {right} and {foil} equally likely</span>" in text and 'aria-label="wrong"' in text
+    assert untranslated(text) == []
 
 
 def speaking(pair: ProbePair, said: str) -> ProbePair:

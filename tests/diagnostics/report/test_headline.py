@@ -6,7 +6,7 @@ import pytest
 
 from diagnostics.comparison.verdicts import CORRECTED, OF_KEPT_GROUPS, VERDICTS
 from diagnostics.report.headline import CLAIMS, SAME_MODEL, headline, headline_html
-from diagnostics.report.languages import untranslated
+from diagnostics.report.languages import in_both_languages, untranslated
 
 ENGLISH, CHINESE = "Which tower?", "这是哪座塔？"
 
@@ -105,6 +105,46 @@ def test_right_answers_are_counted_only_where_each_probe_has_its_own_picture(
 ) -> None:
     (claim,) = headline(comparison(towers={"verdict": CORRECTED, "images": images, "accuracy": accuracy}))
     assert words in claim.words
+
+
+def shared(verdict: str, said: float, *, before: float = 0.0) -> dict[str, Any]:
+    """A group of 124 probes on 25 pictures, of whose generated answers all were right before and ``said`` are after."""
+    accuracy = {
+        "before": before,
+        "after": 0.927,
+        "pictures_right": {"before": before, "after": 0.64},
+        "probes": 124,
+        "images": 25,
+    }
+    generated = {"before": 1.0, "after": said}
+    return {"verdict": verdict, "accuracy": accuracy, "said_the_answer": generated}
+
+
+def test_both_shares_stand_where_probes_share_pictures() -> None:
+    """92.7 % of the probes are enough; 64 % of the pictures are too few, and decide."""
+    (claim,) = headline(comparison(towers=shared("answers changed, too few right", 1.0)))
+    assert claim.words.endswith(
+        "correctly more often (0 % → 92.7 %, by picture 0 % → 64 %), and still too seldom."
+    )
+    page = headline_html([claim])
+    assert untranslated(page) == [] and "按图片计 0% → 64%" in in_both_languages(page)
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [(0.9, "(100 % → 92.7 %, by picture 100 % → 64 %)"), (0.5, "(100 % → 50 %)")],
+)
+def test_what_fell_most_is_said_of_what_was_lost(said: float, count: str) -> None:
+    (claim,) = headline(comparison(retention=shared("forgot", said, before=1.0)))
+    assert claim.words.endswith(f"</b> {count}.")
+
+
+def test_kept_groups_are_counted_together_by_probe_and_by_picture() -> None:
+    """92.7 % of 124 and 100 % of 3 are 92.9 %; 64 % of 25 and 100 % of 3 are 67.9 %."""
+    three = {"before": 1.0, "after": 1.0, "pictures_right": {"before": 1.0, "after": 1.0}}
+    kept = {"verdict": "kept", "accuracy": three}
+    (claim,) = headline(comparison(retention=shared("kept", 1.0, before=1.0), neighbour=kept))
+    assert "(100 % → 92.9 %, by picture 100 % → 67.9 %)" in claim.words
 
 
 def test_a_model_against_itself_is_said_to_be_one() -> None:

@@ -31,6 +31,15 @@ def test_an_interval_stands_beside_the_share_that_it_is_of(tmp_path):
     assert "24 became right, 0 wrong" in card_of(flat(pairs_of(tmp_path, tower=Made())))
 
 
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_what_decides_is_left_out_where_one_side_was_not_measured(tmp_path, side):
+    made = Made(other_cost=(12.0, 12.0))
+    pairs = flat(pairs_of(tmp_path, tower=made))
+    assert "which region decides the answer" in card_of(pairs)
+    uneven = [replace(pair, **{side: replace(getattr(pair, side), interventions=())}) for pair in pairs]
+    assert "which region decides the answer" not in card_of(uneven)
+
+
 def test_both_layers_are_named_where_the_halves_chose_two(tmp_path):
     assert re.search(r"change \S+ to \S+, layers 1 and 3 ", card_of(in_two_layers(tmp_path)))
     assert re.search(r"change \S+ to \S+, layer 3 ", card_of(flat(pairs_of(tmp_path, tower=Made()))))

@@ -1,0 +1,63 @@
+"""The leg "guards" where guards share pictures: many questions of few pictures cannot outvote the other pictures."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.report.languages import translated
+from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
+
+CROWDED, ALONE, ON_EACH = 10, 15, 12
+"""Pictures with several guards, pictures with one, and the guards on each of the first."""
+
+
+def judged(folder: Path, lost: int, foil: str = "Pearl") -> dict[str, Any]:
+    """Towers whose 135 guards show 25 pictures; so many of the pictures with one guard are lost."""
+    crowd = CROWDED * ON_EACH
+    after = [4.0] * (crowd + ALONE - lost) + [-3.0] * lost
+    made = replace(GUARDS, probes=crowd + ALONE, margins=(4.0, after), foil=foil)
+    groups = pairs_of(folder, towers=Made(), guards=made)
+    images = [pair.probe.images for pair in groups["guards"]]
+    groups["guards"] = [
+        replace(pair, probe=replace(pair.probe, images=images[at % CROWDED])) if at < crowd else pair
+        for at, pair in enumerate(groups["guards"])
+    ]
+    found: dict[str, Any] = comparison_of(flat(groups))["groups"]["towers"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lost", "verdict", "share"),
+    [
+        (1, "corrected", 24 / 25),
+        (
+            3,
+            "answers changed, a guard broke",
+            22 / 25,
+        ),  # 132 of 135 guards, and 88 % of the pictures: below 95 %
+        (6, "answers changed, a guard broke", 19 / 25),
+    ],
+)
+def test_the_smaller_of_guards_and_pictures_is_judged(
+    tmp_path: Path, lost: int, verdict: str, share: float
+) -> None:
+    group = judged(tmp_path, lost)
+    leg = group["legs"]["guards"]
+    assert (group["verdict"], leg["holds"]) == (verdict, verdict == "corrected")
+    assert leg["value"] == pytest.approx(share) and leg["ci95"][0] <= leg["value"] <= leg["ci95"][1]
+    assert leg["probes"] == CROWDED * ON_EACH + ALONE
+
+
+def test_both_shares_are_said_and_what_the_interval_is_of(tmp_path: Path) -> None:
+    reason = judged(tmp_path, 6)["legs"]["guards"]["reason"]
+    assert reason == (
+        "Of the 135 guards, whose right answer is the wrong one here, 95.6 % are right after and 100 % before, 76 % "
+        "and 100 % with each picture counted once (95 % interval 54.9 % to 90.6 % of these after; at least 80 % of "
+        "both must be, and 95 % of those before)."
+    )
+    assert "每张图片计一次则现在 76%，之前 100%" in str(translated(reason))
+    one = reason.replace("right after and", "right after where the answer is 'Canton' and")
+    assert "其中答案为 'Canton' 的 95.6% 现在答对" in str(translated(one))
