@@ -118,7 +118,7 @@ async function show() {
     await drawCells(parts[name], { ...facts.image, boxes }, map, overPicture(scale.top));
   }
   parts.differenceTitle.textContent = t("difference");
-  parts.differenceAnswer.textContent = facts.frames[state.before].answer === facts.frames[state.after].answer ? t("same_answer") : t("other_answer");
+  parts.differenceAnswer.textContent = t(facts.frames[state.after].agreement); // with the first, which is always before
   await showDifference(seen[state.before], seen[state.after], scale);
   pane.dataset.after = String(state.after);
 }

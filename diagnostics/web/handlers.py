@@ -18,6 +18,7 @@ from diagnostics.web.chat_messages import chat_messages, readable
 from diagnostics.web.checkpoints import Checkpoints
 from diagnostics.web.engine import CACHE_BYTES, Engine
 from diagnostics.web.example_questions import examples
+from diagnostics.web.named_pictures import about, numbers_of_pictures
 from diagnostics.web.probe_saver import ProbeFile
 from diagnostics.web.sessions import Asked, Place, Session, Sessions, user_turn
 from diagnostics.web.texts import TEXTS, Language, RefusedError, Words, words_of
@@ -108,7 +109,7 @@ class Page:
             gr.update(value={"text": question, "files": files}) if question or files else gr.skip(),
             self.chat_pane(key, language),
             session.exchanges[-1][0] if session.exchanges else gr.skip(),
-            self._last_picture(session) or gr.skip(),
+            self._picture_asked_about(session) or gr.skip(),
         )
         return step, self._compare_pane(
             key, [one for one in session.compared if one in session.asked], language
@@ -121,8 +122,7 @@ class Page:
 
     def chat_pane(self, key: str, language: Language) -> str:
         """The attention pane's value for the chat's last answer."""
-        session = self.sessions.get(key)
-        return self.pane(key, session.look if session.look in session.asked else None, language)
+        return self.pane(key, self.sessions.get(key).kept_look, language)
 
     # --- chat -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class Page:
         except Exception as error:
             if session.visit != visit:  # the last question is another page's
                 return
-            yield self._taken_back(session, *session.take_back_question())
+            yield self._taken_back(key, session, language, *session.take_back_question())
             raise _for_visitor(error) from error
         finally:
             if (
@@ -220,7 +220,7 @@ class Page:
             return
         if stop.is_set() and not text:  # it was still waiting, or read its prompt
             session.interrupt()
-            yield self._taken_back(session, *(session.draft or ("", [])))
+            yield self._taken_back(key, session, language, *(session.draft or ("", [])))
             return
         session.answered(text, trace, cut=cut)
         self.sessions.make_room(key)
@@ -229,13 +229,20 @@ class Page:
             chat_messages(session),
             pane=pane,
             question=session.exchanges[-1][0],
-            picture=self._last_picture(session),
+            picture=self._picture_asked_about(session),
         )
 
-    def _taken_back(self, session: Session, question: str, uploads: Sequence[Upload]) -> Step:
-        """The chat without its last question, which is in the input again."""
+    def _taken_back(
+        self, key: str, session: Session, language: Language, question: str, uploads: Sequence[Upload]
+    ) -> Step:
+        """The chat without its last question, which is in the input again, and the attention of the last answer that
+        it still has."""
         files = [str(session.files.original(upload)) for upload in uploads]
-        return Step(chat_messages(session), gr.update(value={"text": question, "files": files}))
+        return Step(
+            chat_messages(session),
+            gr.update(value={"text": question, "files": files}),
+            self.pane(key, session.kept_look, language),
+        )
 
     def status(self, key: object, place: Place, language: Language) -> str:
         """The last message of a status line, in another language."""
@@ -255,8 +262,12 @@ class Page:
                 shown[place] = words
         return _as_text(words, language)
 
-    def _last_picture(self, session: Session) -> str | None:
-        return str(session.files.shown(session.pictures[-1])) if session.pictures else None
+    def _picture_asked_about(self, session: Session) -> str | None:
+        """The picture that the chat's last question is about, as before / after asks it again."""
+        if not session.pictures:
+            return None
+        question, _ = session.exchanges[-1]
+        return str(session.files.shown(session.pictures[about(question, len(session.pictures))]))
 
     # --- attention ------------------------------------------------------------------------------------------------
 
@@ -307,6 +318,8 @@ class Page:
                     return
                 self.sessions.make_room(key)
             outcome = Words("compared", {"n": len(traces)})
+            if asked.pictures and (named := max(numbers_of_pictures(question), default=1)) > 1:
+                outcome = Words("compared_on_one_picture", {"n": len(traces), "found": named})
             if len(traces) < len(chosen):
                 outcome = Words("stopped", {"n": len(traces), "of": len(chosen)})
         except Exception as error:  # the answers so far are still shown
@@ -360,7 +373,10 @@ class Page:
         if not isinstance(traces, list) or not 1 <= len(traces) <= len(self.checkpoints.names()) + 1:
             raise ValueError("traces: expected a list of compared answers")
         found = [self._trace(key, trace) for trace in traces]
-        return [Frame(asked.name, readable(asked.reply), trace, asked.cut) for trace, asked in found]
+        return [
+            Frame(asked.name, readable(asked.reply, boxes_drawn=False), trace, asked.cut)
+            for trace, asked in found
+        ]
 
     def _trace(self, key: str, name: str) -> tuple[Trace, Asked]:
         session = self.sessions.get(key)

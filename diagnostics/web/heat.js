@@ -175,10 +175,23 @@ function fraction(canvas, event) {
 /** A text of the page by language, in the form the server sends. */
 const inEvery = (key) => Object.fromEntries(Object.entries(TEXTS).map(([language, texts]) => [language, texts[key]]));
 
-const percent = (share) => share === null ? "–" : (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share < 0.00095 ? 2 : 1) + " %";
-/** A difference of shares in percentage points: .55 − .73 is −18.0, not −25 %. */
-const points = (difference) => `${difference < 0 ? "−" : "+"}${(100 * Math.abs(difference)).toFixed(1)}`;
-const times = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 1) + " ×";
+/** A share nearer than this to none or all is that: what single precision adds up to. */
+const ROUNDING = 1e-6;
+/** .413 → "41 %", .0413 → "4.1 %"; "0 %" and "100 %" are none and all: .00001 → "< 0.01 %", .9999 → "> 99.9 %". */
+function percent(share) {
+  if (share === null) return "–";
+  if (share > ROUNDING && share < 0.00005) return "< 0.01 %";
+  if (share >= 0.9995 && share < 1 - ROUNDING) return "> 99.9 %";
+  const whole = share <= ROUNDING || share >= 1 - ROUNDING || (share >= 0.0995 && share < 0.995);
+  return (100 * share).toFixed(whole ? 0 : share < 0.00095 ? 2 : 1) + " %";
+}
+/** A difference of shares in percentage points: .55 − .73 is −18.0, not −25 %; .0001 is "< +0.1", not none. */
+function points(difference) {
+  const size = Math.abs(difference);
+  if (size > ROUNDING && size < 0.0005) return difference < 0 ? "> −0.1" : "< +0.1";
+  return `${difference < 0 ? "−" : "+"}${(100 * size).toFixed(1)}`;
+}
+const times = (value) => value === null ? "–" : value > 0 && value < 0.005 ? "< 0.01 ×" : value.toFixed(value < 10 ? 2 : 1) + " ×";
 const top = (values, least) => values.reduce((most, value) => Math.max(most, value ?? 0), least);
 
 /** Sends one request at a time; during it only the newest other request waits. */

@@ -15,10 +15,11 @@ from typing import Any
 from diagnostics.records.json_files import shown
 from diagnostics.records.names import BYTES_MAX, CHARACTERS_MAX, file_name, id_fault, same_file
 from diagnostics.records.probes import Probe, read_probes, write_probes
+from diagnostics.web.named_pictures import numbers_of_pictures
 from diagnostics.web.sessions import QUESTION_MAX_CHARACTERS, Asked
 from diagnostics.web.texts import RefusedError, Words
 from diagnostics.web.trace import Trace
-from diagnostics.web.views import box_pixels, numbers_of_pictures
+from diagnostics.web.views import box_pixels
 from finetune.files import in_place_of
 
 logger = logging.getLogger(__name__)

@@ -51,7 +51,7 @@ class Asked:
 class Session:
     """One visitor's conversation and traces.
 
-    look       the trace of the last answer
+    looks      the trace of each answer; None for one without
     compared   the traces shown in before / after, in order
     draft      a question without an answer, and its pictures: a reload finds it in the input
     cut        numbers of the exchanges whose answer was ended before its end
@@ -62,13 +62,13 @@ class Session:
     traces: TraceCache
     files: PictureFiles
     language: Language | None = None
-    look: str | None = None
     compared: tuple[str, ...] = ()
     draft: tuple[str, list[Upload]] | None = None
     visit: int = 0
     left: float | None = None
     turns: list[Turn] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)  # (question, answer)
+    looks: list[str | None] = field(default_factory=list)
     pictures: list[Upload] = field(default_factory=list)
     cut: set[int] = field(default_factory=set)
     added: list[int] = field(default_factory=list)  # number of pictures added with each question
@@ -101,11 +101,12 @@ class Session:
         earlier = len(self.exchanges) - 1
         if cut:
             self.cut.add(earlier)
-        self.look = None
+        look = None
         if trace is not None:
             before = len(self.pictures) - self.added[-1]
             asked = Asked(question, text, tuple(self.pictures), cut=cut, earlier=earlier, before=before)
-            self.look = self.keep(trace, asked)
+            look = self.keep(trace, asked)
+        self.looks.append(look)
 
     def keep(self, trace: Trace, asked: Asked) -> str:
         """Put a trace into the cache; forget the questions of evicted traces."""
@@ -118,6 +119,7 @@ class Session:
         """Remove the last answer so that it can be regenerated; False if there is none."""
         if self.turns and self.turns[-1].role == "assistant":
             self.turns.pop()
+            self.looks.pop()
             self.exchanges[-1] = (self.exchanges[-1][0], "")
             self.cut.discard(len(self.exchanges) - 1)
         return bool(self.turns)
@@ -146,6 +148,12 @@ class Session:
         self.interrupt()
 
     @property
+    def kept_look(self) -> str | None:
+        """The trace of the last answer; None if it had to make room."""
+        look = self.looks[-1] if self.looks else None
+        return look if look in self.asked else None
+
+    @property
     def bytes(self) -> int:
         """Memory of its traces and pictures, each picture once."""
         uploads = {id(one): len(one.data) for asked in [*self.asked.values()] for one in asked.pictures}
@@ -161,8 +169,8 @@ class Session:
     def clear(self) -> None:
         """Forget the conversation and its traces."""
         self.stop.set()
-        self.look, self.compared, self.draft = None, (), None
-        for kept in (self.turns, self.exchanges, self.pictures, self.added, self.cut):
+        self.compared, self.draft = (), None
+        for kept in (self.turns, self.exchanges, self.looks, self.pictures, self.added, self.cut):
             kept.clear()
         self.asked.clear()
         self.status.pop("chat", None)

@@ -150,6 +150,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "play_all": "All checkpoints",
         "asking": "{name} ({n} of {of}) …",
         "compared": "Answers compared: {n}.",
+        "compared_on_one_picture": "Answers compared: {n}. The question names Picture {found}, but each model saw one "
+        "picture, Picture 1: write the question for this picture alone.",
         "stopped": "Stopped; answers compared: {n} of {of}.",
         "no_answer": "{name} gave an empty answer; ask another question.",
         "adapter_off": "{name}, adapter off",
@@ -161,6 +163,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "play": "Play",
         "pause": "Pause",
         "same_answer": "Both answers are the same.",
+        "same_beginning": "Both answers are the same as far as they go, and not both are whole.",
         "other_answer": "The answers differ.",
         "difference_words": "Orange: more, blue: less. {moved} of the attention to the picture moved; on the picture: "
         "{mass} percentage points.",
@@ -290,6 +293,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "play_all": "所有检查点",
         "asking": "{name}（第 {n} 个，共 {of} 个）……",
         "compared": "已对比 {n} 个回答。",
+        "compared_on_one_picture": "已对比 {n} 个回答。问题提到了图 {found}，但每个模型只看到一张图片，即图 1；"
+        "请只就这张图片来写问题。",
         "stopped": "已停止；已对比 {n} / {of} 个回答。",
         "no_answer": "{name} 的回答为空；请换一个问题。",
         "adapter_off": "{name}，适配器关闭",
@@ -301,6 +306,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "play": "播放",
         "pause": "暂停",
         "same_answer": "两者回答相同。",
+        "same_beginning": "两者的回答到此为止相同，但并非都完整。",
         "other_answer": "两者回答不同。",
         "difference_words": "橙色：增加，蓝色：减少。对图片的注意力有 {moved} 发生转移；"
         "落在图片上的比例：{mass} 个百分点。",

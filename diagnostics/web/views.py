@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +20,7 @@ from diagnostics.comparison.maps import CellMap
 from diagnostics.drawing.colours import common_top, series_scale
 from diagnostics.measures.sinks import without_sinks
 from diagnostics.web import maps
+from diagnostics.web.named_pictures import about
 from diagnostics.web.texts import Words
 from diagnostics.web.trace import SeenImage, Trace, TraceCache
 
@@ -32,9 +32,6 @@ CROSS_MAX = 12
 """Maps of single tokens shown at once."""
 SHARE_DIGITS = 5
 PICTURE_MAX_PIXELS = 640  # the longer side, on the page
-_NAMED_PICTURE = re.compile(
-    r"(?:picture|image|photo|图片?|照片)\s*(\d)(?!\d)|第\s*(\d)\s*[张幅]", re.IGNORECASE
-)
 PICTURE_MIN_PIXELS = 40  # the shorter one: a narrow strip is widened so that it can be clicked
 
 
@@ -150,17 +147,6 @@ def first_with_row(trace: Trace) -> int:
     )
 
 
-def numbers_of_pictures(question: str) -> list[int]:
-    """The numbers of the pictures that a question names ("Picture 1", "第 1 张图"), from 1."""
-    return [int(next(filter(None, match.groups()))) for match in _NAMED_PICTURE.finditer(question)]
-
-
-def about(question: str, pictures: int) -> int:
-    """Index of the picture that a question is about: the one it names ("Picture 1", "第 1 张图"), else the last."""
-    named = (number - 1 for number in numbers_of_pictures(question))
-    return next((number for number in named if 0 <= number < pictures), max(pictures - 1, 0))
-
-
 def view(trace: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
     """Everything that a slider, a token or a box changes; overview and box numbers only on request."""
     request = ViewRequest.of(trace, asked)
@@ -186,10 +172,11 @@ def view(trace: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
 def _language(trace: Trace, request: ViewRequest) -> Json:
     row = text_shares(trace, request.layer, request.head, request.tokens, with_sinks=request.sinks)
     on_image = np.array([kind.startswith("image") for kind in trace.kinds])
+    whole = float(row.sum()) if request.sinks else 1.0  # half precision: all of it may sum to 0.9998
     seen: Json = {
         "text": _numbers(row),
-        "text_mass": float(row[~on_image].sum()),
-        "image_mass": float(row[on_image].sum()),
+        "text_mass": float(row[~on_image].sum()) / whole,
+        "image_mass": float(row[on_image].sum()) / whole,
         "matrix": _matrix(trace, request),
     }
     if trace.images:
@@ -350,6 +337,7 @@ def compare_facts(frames: Sequence[Frame]) -> Json:
     """The parts that sliders do not change. Layers are those that all checkpoints have.
 
     first_token   number of the first token of the answers whose rows all checkpoints have
+    agreement     of a frame's answer with the first: a key of ``TEXTS``
     """
     first = frames[0].trace
     return {
@@ -363,11 +351,19 @@ def compare_facts(frames: Sequence[Frame]) -> Json:
                 "name": one.name.both(),
                 "answer": one.reply,
                 "cut": one.cut,
+                "agreement": _agreement(frames[0], one),
                 "boxes": _cell_boxes(one.trace.images[0]) if one.trace.images else [],
             }
             for one in frames
         ],
     }
+
+
+def _agreement(one: Frame, two: Frame) -> str:
+    """Whether two answers are the same; of answers that were cut off, only that they begin so."""
+    if one.reply != two.reply:
+        return "other_answer"
+    return "same_beginning" if one.cut or two.cut else "same_answer"
 
 
 def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> Json:
@@ -400,10 +396,10 @@ def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> Json:
 
 
 def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> list[float | None]:
-    """Rounded numbers; None for NaN, which JSON has no value for."""
-    return [
-        None if value != value else value for value in np.round(values.astype(np.float64), digits).tolist()
-    ]
+    """Rounded numbers, but what is not none stays above 0; None for NaN, which JSON has no value for."""
+    exact = values.astype(np.float64)
+    rounded = np.where(exact > 0, np.maximum(np.round(exact, digits), 10.0**-digits), np.round(exact, digits))
+    return [None if value != value else value for value in rounded.tolist()]
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:

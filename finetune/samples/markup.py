@@ -1,4 +1,7 @@
-"""Qwen-VL's markup: ``<ref>``, ``<box>``, ``<quad>`` and ``<img>`` in text; boxes in thousandths of the picture."""
+"""Qwen-VL's markup: ``<ref>``, ``<box>``, ``<quad>`` and ``<img>`` in text; boxes in thousandths of the picture.
+
+InternVL's boxes are read too: the same tags, with the numbers as lists.
+"""
 
 import re
 from collections.abc import Sequence
@@ -7,18 +10,17 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 _PARTS = re.compile(r"<(img|ref|box|quad)>(.*?)</\1>", re.DOTALL)
-_BOX = re.compile(
-    r"(?:<ref>(?P<ref>.*?)</ref>)?\s*"
-    r"(?P<boxes>(?:<box>\s*\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)\s*</box>)+)",
-    re.DOTALL,
-)
-_NUMBERS = re.compile(r"\d+")
+_NUMBER = r"\s*\d{1,4}\s*"  # a broken model may generate thousands of digits
+_CORNERS = rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)"
+_LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
+_BOX = rf"<box>\s*(?:{_CORNERS}|\[\s*{_LIST}(?:\s*,\s*{_LIST})*\s*\])\s*</box>"
+_BOXES = re.compile(rf"(?:<ref>(?P<ref>(?:(?!</?ref>).)*)</ref>)?\s*(?P<boxes>(?:{_BOX})+)", re.DOTALL)
 THOUSANDTHS = 1000
 _COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#2e86ab", "#76b041", "#a23b72", "#f18f01", "#3b1f2b")
 
 
 class Box(NamedTuple):
-    """A box in text: corners in [0, 1000), thousandths of the picture; ``ref`` is the phrase it belongs to."""
+    """A box in text: corners in [0, 1000], thousandths of the picture; ``ref`` is the phrase it belongs to."""
 
     x0: int
     y0: int
@@ -55,13 +57,25 @@ class Box(NamedTuple):
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """Every box in the text, with the phrase before it if there is one; a phrase may have several boxes."""
-    found = []
-    for match in _BOX.finditer(text):
-        for box in re.findall(r"<box>.*?</box>", match["boxes"], re.DOTALL):
-            x0, y0, x1, y1 = map(int, _NUMBERS.findall(box))
-            found.append(Box(x0, y0, x1, y1, match["ref"]))
-    return found
+    """Every box in the text, with the phrase before it if there is one; a phrase may have several boxes.
+
+    ``<box>(1,2),(3,4)</box>`` as Qwen-VL writes it, ``<box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>`` as InternVL does. What
+    reaches beyond the picture is no box in thousandths.
+    """
+    return [
+        Box(x0, y0, x1, y1, match["ref"])
+        for match in _BOXES.finditer(text)
+        for box in re.findall(_BOX, match["boxes"])
+        for x0, y0, x1, y1 in _corners(box)
+    ]
+
+
+def _corners(box: str) -> list[list[int]]:
+    """The boxes of one ``<box>``, which are drawn together or not at all."""
+    numbers = [int(number) for number in re.findall(r"\d+", box)]
+    if max(numbers) > THOUSANDTHS:
+        return []
+    return [numbers[at : at + 4] for at in range(0, len(numbers), 4)]
 
 
 def draw_boxes(image: Image.Image, text: str, *, font: Any = None) -> Image.Image:

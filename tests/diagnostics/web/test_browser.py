@@ -441,6 +441,9 @@ def test_before_and_after(address, driver):
         assert ends in visit.words(f"{COMPARE} .{side} .legend")
     assert visit.words(f"{COMPARE} .before .legend") == visit.words(f"{COMPARE} .after .legend")
     assert "percentage points" in visit.words(f"{COMPARE} .difference .words")
+    answers = {visit.words(f"{COMPARE} .{side} .said") for side in ("before", "after")}
+    told = "Both answers are the same." if len(answers) == 1 else "The answers differ."
+    assert visit.words(f"{COMPARE} .difference .said") == told
     before, after = (visit.pixels(f"{COMPARE} .{side} canvas") for side in ("before", "after"))
     assert before != after
     visit.one(f"{COMPARE} .play").click()
@@ -449,6 +452,25 @@ def test_before_and_after(address, driver):
     visit.one(f"{COMPARE} .play").click()
     visit.slide(0, 0, COMPARE)
     assert visit.pixels(f"{COMPARE} .before canvas") != before
+
+
+def test_none_and_all_are_said_of_nothing_else(driver):
+    script = (ROOT / "diagnostics" / "web" / "heat.js").read_text(encoding="utf-8")
+    shares = {
+        0: "0 %",
+        0.00001: "< 0.01 %",
+        0.0004: "0.04 %",
+        0.0413: "4.1 %",
+        0.413: "41 %",
+        0.996: "99.6 %",
+        0.9999: "> 99.9 %",
+        1 - 1e-7: "100 %",  # single precision's sum
+    }
+    said = driver.execute_script(f"{script}\nreturn arguments[0].map(percent)", [*shares])
+    assert dict(zip(shares, said, strict=True)) == shares
+    assert driver.execute_script(
+        f"{script}\nreturn [0, .0001, -.0001, -.18].map(points).concat(times(.001))"
+    ) == ["+0.0", "< +0.1", "> −0.1", "−18.0", "< 0.01 ×"]
 
 
 def test_an_answer_that_is_alone_is_not_compared_with_itself(address, driver, monkeypatch):

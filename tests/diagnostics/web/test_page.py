@@ -139,9 +139,22 @@ def test_every_word_of_the_scripts_is_there():
 
 
 def test_markup_is_read_out():
-    assert readable("<ref>the cat</ref><box>(1,2),(3,4)</box> sleeps") == "the cat sleeps"
-    assert readable("<box>(1,2),(3,4)</box>") == "[(1,2),(3,4)]"
-    assert readable("a <ref>cat</ref> <box>(1,2),(3") == "a cat (1,2),(3"  # torn
+    assert readable("<ref>the cat</ref><box>(1,2),(3,4)</box> sleeps", boxes_drawn=True) == "the cat sleeps"
+    assert readable("<box>(1,2),(3,4)</box>", boxes_drawn=True) == "[(1,2),(3,4)]"
+    assert readable("a <ref>cat</ref> <box>(1,2),(3", boxes_drawn=True) == "a cat (1,2),(3"  # torn
+
+
+def test_coordinates_of_a_phrase_are_dropped_only_where_its_box_is_drawn():
+    def drawn(text):
+        return readable(text, boxes_drawn=True)
+
+    assert drawn("<ref>cats</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>.") == "cats."  # InternVL's
+    assert drawn("<ref>cat</ref><box>[1, 2, 3]</box>") == "cat [1, 2, 3]"
+    assert drawn("<ref>cat</ref><box>(1,2),(3,1700)</box>") == "cat [(1,2),(3,1700)]"  # pixels, perhaps
+    assert readable("<ref>cat</ref><box>(1,2),(3,4)</box>", boxes_drawn=False) == "cat [(1,2),(3,4)]"
+    assert (
+        readable("<ref>猫</ref><box>[[1, 2, 3, 4]]</box> here", boxes_drawn=False) == "猫 [[1, 2, 3, 4]] here"
+    )
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
@@ -267,6 +280,23 @@ def test_a_stop_before_the_answer_begins_returns_the_question(page, picture):
     assert page.resumed(key, "en")[0].message == gr.skip()  # another question took its place
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_attention_of_an_answer_that_was_taken_back_is_not_shown(page, picture, stopped):
+    key = page.sessions.open()
+    first = json.loads(ask(page, key, "one?", picture)[-1].pane)["look"]
+    second = json.loads(ask(page, key, "two?")[-1].pane)["look"]
+    assert first and second and first != second
+    page.engine.words = ["fail"]
+    for look in (first, None):
+        steps = page.again(key, "en")
+        begun = next(steps)
+        if stopped:
+            page.stop(key)
+        taken_back = [step for step in [begun, *steps] if step.pane != gr.skip()]
+        assert [json.loads(step.pane)["look"] for step in taken_back] == [look]
+        assert json.loads(page.chat_pane(key, "en"))["look"] == look  # as after a reload
+
+
 def test_an_answer_that_was_cut_off_says_so(page):
     key = page.sessions.open()
     page.engine.cut = True
@@ -337,6 +367,23 @@ def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
     colours = set(drawn.get_flattened_data())
     assert len(colours) > 1 and drawn.width / drawn.height == SIZE[0] / SIZE[1]
     assert (0, 0, 0) in colours  # the ground of the label
+
+
+def test_boxes_are_drawn_on_the_picture_that_the_question_names(page, picture, tmp_path):
+    page.engine.words = ["<ref>cat</ref><box>[[100, 100, 800, 900]]</box>"]
+    key = page.sessions.open()
+    other = tmp_path / "other.png"
+    Image.new("RGB", (40, 70), "white").save(other)
+    drawn = Image.open(
+        ask(page, key, "where in the first picture?", picture, other)[-1][0][-1]["content"]["path"]
+    )
+    assert drawn.width / drawn.height == SIZE[0] / SIZE[1]
+
+
+def test_a_box_that_nothing_draws_keeps_its_coordinates(page):
+    page.engine.words = ["<ref>cat</ref><box>(100,100),(800,900)</box>"]
+    shown = ask(page, page.sessions.open(), "where?")[-1][0]
+    assert [one["content"] for one in shown] == ["where?", "cat [(100,100),(800,900)]"]
 
 
 # --- rooms ------------------------------------------------------------------------------------------------------------
@@ -554,6 +601,21 @@ def test_a_map_is_times_the_even_share():
     assert seen["cross"][0]["cells"] == seen["image"]["cells"]
 
 
+def test_a_share_that_is_not_none_stays_above_none():
+    shown = views._numbers(np.array([0.0, 4e-7, 0.25, np.nan]))
+    assert shown == [0.0, 1e-5, 0.25, None]
+
+
+def test_text_alone_has_all_of_the_attention_despite_half_precision():
+    trace = a_trace()
+    kinds = tuple("other" if kind.startswith("image") else kind for kind in trace.kinds)
+    rows = {layer: (values * 0.9998).astype(np.float16) for layer, values in trace.rows.items()}
+    seen = views.view(
+        replace(trace, kinds=kinds, images=(), rows=rows), {**REQUEST, "wanted": []}, TraceCache(10**6)
+    )
+    assert (seen["text_mass"], seen["image_mass"]) == (pytest.approx(1, abs=1e-6), 0)
+
+
 def test_head_and_sinks_are_followed():
     trace = a_trace()
     seen = views.view(trace, {**REQUEST, "head": 1, "layer": 0, "sinks": False}, TraceCache(2**20))
@@ -654,21 +716,6 @@ def test_layers_without_sinks_are_listed():
 # --- before / after ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("question", "picture"),
-    [
-        ("Which tower is this?", 2),
-        ("What is in Picture 1?", 0),
-        ("第 2 张图里有什么?", 1),
-        ("图1和图3有什么不同?", 0),
-        ("Is picture 7 the same?", 2),  # there is none
-        ("picture 12", 2),
-    ],
-)
-def test_the_picture_that_a_question_is_about(question, picture):
-    assert views.about(question, 3) == picture and views.about(question, 0) == 0
-
-
 def test_maps_side_by_side_end_at_the_99th_percentile_and_name_the_peak():
     frames = [views.Frame(NO_WORDS, "a cat", a_trace(seed=seed)) for seed in (0, 1)]
     for frame in frames:
@@ -738,6 +785,51 @@ def test_the_same_question_to_both(page, picture):
     *_, (kept, words) = page.compare(key, "en", ("own", "/etc"), "what?", None)
     assert "expected one of the list" in words and len(json.loads(kept)["looks"]) == 1
     assert list(page.compare(key, "zh", ("own",), " ", None)) == [(gr.skip(), TEXTS["zh"]["no_question"])]
+
+
+def test_the_picture_that_the_chat_s_question_names_is_ready_to_compare(page, picture, tmp_path):
+    key = page.sessions.open()
+    other = tmp_path / "other.png"
+    Image.new("RGB", (40, 70), "white").save(other)
+    last = ask(page, key, "what is in the first picture?", picture, other)[-1]
+    resumed, _ = page.resumed(key, "en")
+    for step in (last, resumed):
+        with Image.open(step.picture) as shown:
+            assert shown.size == SIZE
+
+
+def test_a_question_about_another_picture_says_that_models_saw_one(page, picture):
+    key = page.sessions.open()
+    *_, (_, words) = page.compare(key, "en", ("own",), "what is in the second picture?", str(picture))
+    assert words.startswith(
+        "Answers compared: 1. The question names Picture 2, but each model saw one picture"
+    )
+    *_, (_, words) = page.compare(key, "en", ("own",), "what is in picture 1?", str(picture))
+    assert words == "Answers compared: 1."
+
+
+@pytest.mark.parametrize(
+    ("after", "is_cut", "agreement"),
+    [
+        ("<ref>cat</ref><box>(100,200),(400,700)</box>", False, "same_answer"),
+        ("<ref>cat</ref><box>(100,200),(400,700)</box>", True, "same_beginning"),
+        ("<ref>cat</ref><box>(600,100),(900,300)</box>", False, "other_answer"),
+        ("<ref>cat</ref><box>[[600, 100, 900, 300]]</box>", False, "other_answer"),
+    ],
+)
+def test_answers_whose_boxes_differ_are_not_the_same(page, picture, after, is_cut, agreement):
+    key = page.sessions.open()
+    said = iter([("<ref>cat</ref><box>(100,200),(400,700)</box>", False), (after, is_cut)])
+
+    def reply(turns, *, stop):
+        text, cut = next(said)
+        yield Partial(text, True, a_trace(), cut=cut)
+
+    page.engine.reply = reply
+    *_, (value, _) = page.compare(key, "en", ("own", "own"), "where?", str(picture))
+    frames = page.compare_facts(key, json.loads(value)["looks"])["frames"]
+    assert [one["agreement"] for one in frames] == ["same_answer", agreement]
+    assert frames[0]["answer"] == "cat [(100,200),(400,700)]"  # no box is drawn there
 
 
 def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
@@ -936,6 +1028,8 @@ def test_a_question_about_several_pictures_is_no_probe(tmp_path, picture):
     later = Asked("what is in picture 2?", "a cat", uploads, earlier=1, before=1)
     with pytest.raises(ValueError, match="found Picture 2, but the picture of a probe is Picture 1"):
         file.add(trace, later, written(image=1, question="what is in picture 2?"))
+    with pytest.raises(ValueError, match="found Picture 2, but the picture of a probe is Picture 1"):
+        file.add(trace, later, written(image=1, question="第二张图里有什么?"))
     assert not file.path.exists()
     file.add(trace, later, written(image=1, question="what is in the picture?"))
     assert len(file) == 1
@@ -1177,7 +1271,7 @@ def test_a_picture_of_any_mode_is_shown_and_asked_about(page, tmp_path, mode):
     made.save(path)
     key = page.sessions.open()
     ask(page, key, "what?", path)
-    shown = np.asarray(Image.open(page._last_picture(page.sessions.get(key))))
+    shown = np.asarray(Image.open(page._picture_asked_about(page.sessions.get(key))))
     assert shown.shape == (SIZE[1], SIZE[0], 3) and (mode in ("1", "F") or 118 < shown.mean() < 138)
 
 

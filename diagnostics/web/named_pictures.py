@@ -1,0 +1,60 @@
+"""Which of a conversation's pictures a question is about: "Picture 1", "the second picture", "第二张图", "图三"."""
+
+from __future__ import annotations
+
+import re
+
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+_CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_CHINESE = "一二三四五六七八九"
+_VALUES = {
+    word: number for words in (_ORDINALS, _CARDINALS, _CHINESE) for number, word in enumerate(words, start=1)
+}
+_ORDINAL = rf"({'|'.join(_ORDINALS)}|1st|2nd|3rd|[4-9]th)"
+_PICTURE = r"(?:picture|image|photo)"
+_MARK = r"(?:\s*#|\s+no\.|\s+number(?=\s))?\s*"
+_PHRASE_ENDS = r"(?=\s*(?:$|[^\w\s]|(?:and|or|with|in|is|to|from)\b))"
+_PHRASE_ENDS_ZH = r"(?=\s*(?:$|[^\w\s]|[中里裡内內上的和与與跟及或是有显顯呢吗嗎]))"
+_OTHER_SHEETS = (
+    r"(?!\s*(?:[桌椅床嘴脸臉纸紙票卡牌网網弓毯饼钞鈔画畫]|沙发|沙發|名片|唱片|海报|海報|报纸|證件|证件|邮|郵|挂|掛"
+    r"|[地油国國壁漫版][图圖画畫]|水彩))"
+)
+_NAMED = re.compile(
+    "|".join(
+        (
+            rf"{_PICTURE}{_MARK}(\d)(?!\d)",
+            rf"{_PICTURE}s\s*(\d(?!\d)(?:\s*(?:,|&|and|or)\s*\d(?!\d))*)",
+            # Not of "in this picture two people": words need a picture without an article, and an end.
+            rf"(?<!\bthe )(?<!\bthis )(?<!\bthat )(?<!\ban )(?<!\ba )(?<!\bone )\b{_PICTURE}{_MARK}"
+            rf"({'|'.join(_CARDINALS)})\b(?!\s+of\b){_PHRASE_ENDS}",
+            rf"\b{_ORDINAL}(?:\s+(?:and|or)\s+(?:the\s+)?{_ORDINAL})?\s+{_PICTURE}s?\b",
+            r"[图圖]片?\s*(\d)(?!\d)|照片\s*(\d)(?!\d)",
+            # Not of 图一共, 图一样, 图三个人.
+            rf"(?:[图圖]片?|照片)\s*([{_CHINESE}]){_PHRASE_ENDS_ZH}",
+            # 张 counts tables too, and 幅 paintings, which may hang in the picture.
+            rf"第\s*([\d{_CHINESE}])\s*(?:[张張幅]{_OTHER_SHEETS}|个\s*(?:[图圖]|[照相]片))",
+        )
+    ),
+    re.IGNORECASE,
+)
+
+
+def numbers_of_pictures(question: str) -> list[int]:
+    """The numbers of the pictures that a question names, from 1, in its order.
+
+    "Is the tower of picture 2 in the first image?" → [2, 1]. A picture that is named otherwise ("the other one") has
+    none.
+    """
+    named = [word for match in _NAMED.finditer(question) for word in match.groups() if word]
+    digits = [re.findall(r"\d", word) for word in named]  # of "2nd", and of the list "1, 2 and 3"
+    return [
+        number
+        for word, found in zip(named, digits, strict=True)
+        for number in (map(int, found) if found else (_VALUES[word.lower()],))
+    ]
+
+
+def about(question: str, pictures: int) -> int:
+    """Index of the picture that a question is about: the first that it names and that there is, else the last."""
+    named = (number - 1 for number in numbers_of_pictures(question))
+    return next((number for number in named if 0 <= number < pictures), max(pictures - 1, 0))
