@@ -25,11 +25,12 @@ from diagnostics.comparison.legs.shown import LEGEND, marks, shown_legs
 from diagnostics.comparison.legs.shown import NAMES as LEG_NAMES
 from diagnostics.comparison.onset import onset_of
 from diagnostics.comparison.pairs import pair_all
-from diagnostics.comparison.sources import records_of
+from diagnostics.comparison.sources import Found, records_of
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import evolution_of, read_series, series_of
 from diagnostics.comparison.verdicts import KEPT, UNGUARDED, requirement, shortfalls
 from diagnostics.probing.server_client import ServerClient, is_address
+from diagnostics.records.archive import RecordArchive, step_folder
 from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
@@ -65,8 +66,8 @@ def compare(
         before_records, after_records: probe id → record.
         output_dir: gets ``comparison/index.html`` and ``comparison/comparison.json``.
         probes: what is judged, in the order of the probe file.
-        series: step → records of every checkpoint, both ends included; with three or more the report shows the
-            development over training, and what began when.
+        series: step → records of every checkpoint, the model before included, and the model after where it is that of
+            the last step; with three or more the report shows the development over training, and what began when.
         samples: training samples; the report shows those related to its cases.
         thresholds: what each leg of a verdict requires.
         why_not_patched: why the attention of the model before was not put back, for the verdicts' reasons.
@@ -407,7 +408,7 @@ def compare_sources(
         base=base,
         allow_other_base=allow_other_base,
     )
-    series = dict(zip(found.steps, found.records, strict=True)) if between else None
+    series = _series((before, *between, after), found) if between else None
     comparison = compare(
         found.records[0],
         found.records[-1],
@@ -420,6 +421,18 @@ def compare_sources(
         language=language,
     )
     return comparison
+
+
+def _series(sources: Sequence[str], found: Found) -> dict[int, Records]:
+    """The records of every checkpoint by its step, without those of the best model, which a run loaded at its end and
+    measured in place of the last step's: it is of an earlier step."""
+    folders = [Path(source).expanduser() for source in sources]
+    return {
+        step: records
+        for folder, step, records in zip(folders, found.steps, found.records, strict=True)
+        if folder.name != step_folder(folder.parent, step).name
+        or RecordArchive(folder.parent, (), ()).best(step) is None
+    }
 
 
 if __name__ == "__main__":

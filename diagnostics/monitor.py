@@ -233,6 +233,7 @@ class AttentionMonitor(TrainerCallback):
         self._shown: Showing | None = None
         self._run: Run | None = None
         self._is_ending = False
+        self._best: str | None = None  # the checkpoint that is compared in place of the last step's model
         self._judged: tuple[Probe, ...] = self.probes
         self._told: frozenset[int] = frozenset()  # key layers whose attention is trained on
         self._baseline: dict[str, AttentionRecord] = {}
@@ -300,13 +301,14 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Probe once more, with interventions, and compare with the baseline."""
         self._is_ending = True
-        at, best = moment(args, state, event["model"]), state.best_model_checkpoint
-        if args.load_best_model_at_end and best is not None:
-            # The Trainer has loaded the best checkpoint: the model is not that of the last step, which may be shown.
+        at = moment(args, state, event["model"])
+        best = Path(state.best_model_checkpoint or "").name if args.load_best_model_at_end else ""
+        if best not in ("", f"checkpoint-{at.step}"):
+            # The Trainer has loaded the best checkpoint: the model is not that of the last step, which may be judged.
             if self._shown is not None:
                 self._shown.forget(at.step)
-            name = Path(best).name
-            at = replace(at, words=f"{args.output_dir}: the best, {name}", best=name)
+            self._best = best
+            at = replace(at, words=f"{args.output_dir}: the best, {best}", best=best)
             self._probe_now(at, event["model"], self.depth)
         else:
             self._probe_unless_complete(at, event["model"], self.depth)
@@ -657,7 +659,7 @@ class AttentionMonitor(TrainerCallback):
         self._save_late()
         self._last = records = self._probe(at, model, depth=depth)
         if records:
-            self._show(at.step, records)
+            self._show(at.step, records, at.best)
         return records
 
     def _probe(self, at: Moment, model: nn.Module, *, depth: MeasurementPlan) -> dict[str, AttentionRecord]:
@@ -712,10 +714,10 @@ class AttentionMonitor(TrainerCallback):
         measure it again."""
         if self._unsaved is None:
             return
-        step, records = self._unsaved.step, self._unsaved.records
+        step, records, _, best = self._unsaved
         if self._saved():
             self._last = dict(records)
-            self._show(step, records)
+            self._show(step, records, best)
         self._unsaved = None  # kept on, they would lie in memory beside those of the next checkpoint
 
     def _before(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> BeforeModel | None:
@@ -852,8 +854,12 @@ class AttentionMonitor(TrainerCallback):
                 found = architecture(bare_model(model).config, name=_base_words(model), settings=settings)
                 self._shown.architecture(markdown(found))
 
-    def _show(self, step: int, records: Mapping[str, AttentionRecord]) -> None:
-        """Numbers at once, pictures when the drawing process has them."""
+    def _show(self, step: int, records: Mapping[str, AttentionRecord], best: str | None = None) -> None:
+        """Numbers at once, pictures when the drawing process has them.
+
+        best   the checkpoint that these records are of, where it was loaded at the end: it is of an earlier step, and
+               no point of a curve over steps
+        """
         from diagnostics.comparison.checkpoint_line import checkpoint_line
         from diagnostics.comparison.pairs import pair_all
 
@@ -862,18 +868,18 @@ class AttentionMonitor(TrainerCallback):
             pairs = pair_all(self._judged, self._baseline, records)
             if step > 0 and not self._is_ending:  # the table of the end follows
                 print(checkpoint_line(pairs, step), flush=True)
-            self._warn_of_loss(pairs, step)
-            if self._shown is not None:
+            self._warn_of_loss(pairs, f"step {step}" if best is None else f"{best}, the best")
+            if self._shown is not None and best is None:
                 self._shown.step(pairs, step)
         if self._shown is not None:
             self._shown.draw(step)
 
-    def _warn_of_loss(self, pairs: Sequence[ProbePair], step: int) -> None:
+    def _warn_of_loss(self, pairs: Sequence[ProbePair], when: str) -> None:
         """Warn at the checkpoint, not only at the end, that something is being forgotten."""
         from diagnostics.comparison.group_report import lost_groups
 
         for sentence in lost_groups(pairs):
-            logger.warning("attention monitor: step %d: %s", step, sentence)
+            logger.warning("attention monitor: %s: %s", when, sentence)
 
     def _finish(self, step: int) -> None:
         """Write the comparison and the last pictures, and report what is missing."""
@@ -895,11 +901,16 @@ class AttentionMonitor(TrainerCallback):
                 self._shown.verdicts(comparison, step)
             if say:
                 print(short_table(comparison), flush=True)
+                if self._best is not None:
+                    print(
+                        f"compared is {self._best}, the best; curves are of the steps themselves", flush=True
+                    )
                 place = self.output_dir / "comparison" / "index.html"
                 print(f"before and after, side by side: {place}", flush=True)
 
     def _compared(self, step: int) -> Mapping[str, Any]:
-        """Compare a step with the baseline, with all complete steps between as the series."""
+        """Compare a step with the baseline, with all complete steps up to it as the series; a best model is not in it,
+        for it is of an earlier step."""
         from diagnostics.compare import compare
 
         assert self.output_dir is not None
@@ -924,7 +935,7 @@ class AttentionMonitor(TrainerCallback):
             raise ValueError(f"the records of step {missing[0]} are missing")
         if left_out:
             self._failures.lack(f"in the comparison's series: {'; '.join(left_out)}")
-        ordered = {one: series[one] for one in sorted(series)}
+        ordered = {one: series[one] for one in sorted(series) if one != step or self._best is None}
         return compare(
             series[0],
             series[step],

@@ -24,7 +24,7 @@ from diagnostics.probing.regions import region_tokens
 from diagnostics.records.probes import Probe
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.coverage import Box, region_coverage
-from finetune.families.parts.modules import language_layers
+from finetune.families.parts.modules import language_layers, tower_layers
 from finetune.model.untouched import untouched
 
 Regions = Mapping[str, Sequence[Box]]
@@ -220,8 +220,7 @@ def cell_rows(
     views = len(given) if given.ndim == 3 else 1
     count = given.numel() // given.shape[-1]
     inputs = {**stations.tower_inputs, "tiles": [one.tiles for one in encoded.images], "images_before": 0}
-    layers = len(list(model.get_submodule(family.paths.vision_layers).children()))
-    sequences = family.tower_sequences(model.config, layers - 1, inputs)
+    sequences = family.tower_sequences(model.config, tower_layers(model, family)[-1], inputs)
     image, found = encoded.images[0], []
     for number, view in ((0, image), (len(encoded.images), image.overview)):
         if view is None:

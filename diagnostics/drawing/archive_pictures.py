@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe, draw_strip
 from diagnostics.drawing.sink import TaggedPicture
 from diagnostics.drawing.tags import map_tag, overview_tag, strip_tag
 from diagnostics.records.archive import (
+    RecordArchive,
     fault_words,
     record_faults,
     record_path,
@@ -110,6 +111,15 @@ class ArchivePictures:
 
     def strip_path(self, probe_id: str) -> Path:
         return self.attention_dir / "images" / file_name(probe_id) / "strip.png"
+
+    def best(self, step: int) -> str | None:
+        """The checkpoint whose model a step's records are of, where it is not the step's own."""
+        return RecordArchive(self.attention_dir, (), ()).best(step)
+
+    def training_steps(self) -> list[int]:
+        """Recorded steps, without that of the best model, which was loaded at the end: it is of an earlier step, and no
+        point of a line over steps."""
+        return [step for step in recorded_steps(self.attention_dir) if self.best(step) is None]
 
     def missing_steps(self) -> list[int]:
         """Steps after the baseline that have records but lack pictures, as a killed run leaves them."""
@@ -207,9 +217,9 @@ def outcome_of(drawn: Future[str | None]) -> str | None:
         return f"a drawing process ended early: {error}"
 
 
-def probe_png(pair: ProbePair) -> bytes:
-    """One probe's picture of all key layers."""
-    sheet, maps = probe_sheet(pair), pair.maps()
+def probe_png(pair: ProbePair, best: str | None = None) -> bytes:
+    """One probe's picture of all key layers. ``best``: as of ``ProbeSheet``."""
+    sheet, maps = replace(probe_sheet(pair), best=best), pair.maps()
     return encode_png(draw_probe(sheet, maps), map_rows(sheet.picture.size, len(maps)))
 
 
@@ -217,7 +227,7 @@ def draw_archive_picture(archive: ArchivePictures, probe: Probe, step: int) -> s
     """Draw one probe's picture of all key layers, from its records on disk; returns None or what went wrong."""
     try:
         pair = archive.pair(probe, step)
-        write_atomically(archive.picture_path(probe.id, step), probe_png(pair))
+        write_atomically(archive.picture_path(probe.id, step), probe_png(pair, archive.best(step)))
     except (ValueError, OSError) as error:  # a bad picture or a full disk must not stop the others
         return f"picture of probe {probe.id}: {error}"
     return None
@@ -232,7 +242,7 @@ def render_strips(archive: ArchivePictures, pool: Executor, probes: Sequence[Pro
     """Draw the strips of probes, each over the steps with a readable record; yields, for each, None or what went wrong,
     and before them a line for each step that some strips lack."""
     light = archive.without_records()
-    steps = recorded_steps(archive.attention_dir)
+    steps = archive.training_steps()
     without: dict[int, dict[str, str]] = {}
     for step in steps:
         without[step] = record_faults(
@@ -271,11 +281,13 @@ def render_board(
     archive: ArchivePictures, step: int, pool: Executor, per_group: int = SHOWN_PER_GROUP
 ) -> Iterator[TaggedPicture | str]:
     """The pictures for trackers: a group's drift strip, a probe's maps for each key layer, a group's layers x heads; or
-    what went wrong."""
+    what went wrong. None of the best model, which was loaded at the end: trackers show steps."""
+    if archive.best(step) is not None:
+        return
     pairs, problems = archive.whole_pairs(step)
     yield from problems
     light, groups = archive.without_records(), pairs_by_group(pairs)
-    steps = [one for one in recorded_steps(archive.attention_dir) if one <= step]
+    steps = [one for one in archive.training_steps() if one <= step]
     asked = [
         pool.submit(draw_board_strip, light, strip_probe(group), steps, moved_most(group))
         for group in groups.values()
@@ -314,8 +326,9 @@ def draw_board_strip(
         chosen = [whole[index] for index in evenly_chosen(len(whole), DRIFT_STEPS_MAX)]
         records = {step: AttentionRecord.load(archive.record_path(probe.id, step)) for step in chosen}
         evolution = evolution_of({step: {probe.id: record} for step, record in records.items()})
-        sheet = probe_sheet(pair_records(probe, records[chosen[0]], records[chosen[-1]]))
-        picture = board_picture.draw_drift(sheet, strip_maps(probe, evolution, layer))
+        pair = pair_records(probe, records[chosen[0]], records[chosen[-1]])
+        strip, told = strip_maps(probe, evolution, layer), pair.is_trained_on(layer)
+        picture = board_picture.draw_drift(probe_sheet(pair), strip, trained_on=told)
         content = io.BytesIO()
         picture.save(
             content, format="PNG"
@@ -333,8 +346,8 @@ def draw_board_pictures(archive: ArchivePictures, probe: Probe, step: int) -> li
         sheet = probe_sheet(pair)
         for maps in pair.maps():
             told = pair.is_trained_on(maps.layer)
-            tag = map_tag(sheet.group, sheet.probe_id, maps.layer, trained_on=told)
-            drawn.append(_tagged(tag, board_picture.draw_maps(sheet, maps)))
+            tag = map_tag(sheet.group, sheet.probe_id, maps.layer)
+            drawn.append(_tagged(tag, board_picture.draw_maps(sheet, maps, trained_on=told)))
     except (ValueError, OSError) as error:
         drawn.append(f"picture of probe {probe.id}: {error}")
     return drawn

@@ -95,7 +95,7 @@ class AttentionBoard:
         self._each(write)
 
     def forget(self, step: int) -> None:
-        """Let a step be written again, of another model: with the best checkpoint loaded, the last step is that one."""
+        """Let a step be written again, of another model: an earlier start may have ended there, and judged another."""
         for sink in self.sinks:
             sink.forget(step)
 
@@ -154,9 +154,7 @@ def picture_tags(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -
     return [
         *(tags.strip_tag(name) for name, _ in groups),
         *(
-            tags.map_tag(
-                pair.probe.group, pair.probe.id, layer.layer, trained_on=pair.is_trained_on(layer.layer)
-            )
+            tags.map_tag(pair.probe.group, pair.probe.id, layer.layer)
             for pair in shown_probes(pairs, per_group)
             for layer in pair.layers
         ),

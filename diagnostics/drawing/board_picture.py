@@ -34,8 +34,10 @@ from diagnostics.drawing.probe_picture import (
     fitted,
     outline_regions,
     outline_said,
+    share_words,
     words_of,
 )
+from diagnostics.drawing.tags import TRAINED_ON
 from finetune.fonts import Pen, text_font
 
 # All in pixels of the drawing. It is shown at exactly half its size: TensorBoard leaves pixels out instead of blending
@@ -47,8 +49,10 @@ LARGE, PLAIN, SMALL = 30, 26, 22
 HEAD, ABOVE, BELOW, FOOT = 92, 40, 72, 56
 
 
-def draw_drift(sheet: ProbeSheet, strip: Strip) -> Image.Image:
+def draw_drift(sheet: ProbeSheet, strip: Strip, *, trained_on: bool = False) -> Image.Image:
     """One probe and layer over the steps of a training, two panels side by side, on one colour scale: base, steps, now.
+
+    trained_on   as for ``draw_maps``
 
     Raises:
         ValueError: no step, or Chinese text and no font that has it.
@@ -63,7 +67,7 @@ def draw_drift(sheet: ProbeSheet, strip: Strip) -> Image.Image:
     rows = -(-len(strip.panels) // 2)
     page = Image.new("RGB", (WIDTH, HEAD + rows * high + FOOT), PAPER)
     draw = ImageDraw.Draw(page)
-    _head(draw, sheet, strip.layer, pen)
+    _head(draw, sheet, _layer_words(strip.layer, trained_on), pen)
     for index, panel in enumerate(strip.panels):
         place = _column(index % 2), HEAD + index // 2 * high
         drawn = _heat(sheet, panel, dimmed, scale, pen, named=index == 0)
@@ -74,8 +78,11 @@ def draw_drift(sheet: ProbeSheet, strip: Strip) -> Image.Image:
     return page
 
 
-def draw_maps(sheet: ProbeSheet, maps: LayerMaps) -> Image.Image:
-    """One probe and layer: base and now side by side, their difference and the numbers below."""
+def draw_maps(sheet: ProbeSheet, maps: LayerMaps, *, trained_on: bool = False) -> Image.Image:
+    """One probe and layer: base and now side by side, their difference and the numbers below.
+
+    trained_on   was attention trained on in this layer? It then looks where it was told to
+    """
     pen = Pen(text_font("".join(words_of(sheet))), INK)
     scale = shared_scale(maps.before, maps.after)
     size = fitted(sheet.picture.size, PANEL, PANEL_HEIGHT_MAX)
@@ -83,7 +90,7 @@ def draw_maps(sheet: ProbeSheet, maps: LayerMaps) -> Image.Image:
     high = ABOVE + size[1]
     page = Image.new("RGB", (WIDTH, HEAD + 2 * high + BELOW + FOOT), PAPER)
     draw = ImageDraw.Draw(page)
-    _head(draw, sheet, maps.layer, pen)
+    _head(draw, sheet, _layer_words(maps.layer, trained_on), pen)
     laid = [
         cells_to_pixels(side, side.density, sheet.picture.size, size) for side in (maps.before, maps.after)
     ]
@@ -106,9 +113,12 @@ def draw_maps(sheet: ProbeSheet, maps: LayerMaps) -> Image.Image:
     return page
 
 
-def _head(draw: ImageDraw.ImageDraw, sheet: ProbeSheet, layer: int, pen: Pen) -> None:
-    """The question and the layer, then the right and the wrong answer."""
-    right = f"layer {layer}"
+def _layer_words(layer: int, trained_on: bool) -> str:
+    return f"layer {layer}{TRAINED_ON * trained_on}"
+
+
+def _head(draw: ImageDraw.ImageDraw, sheet: ProbeSheet, right: str, pen: Pen) -> None:
+    """The question and, at the ``right``, the layer; then the right and the wrong answer."""
     room = WIDTH - 3 * MARGIN - pen.width(right, SMALL)
     pen.write(draw, (MARGIN, 36), pen.fit(sheet.question, LARGE, room), LARGE, anchor="ls")
     pen.write(draw, (WIDTH - MARGIN, 36), right, SMALL, SOFT, anchor="rs")
@@ -180,7 +190,7 @@ def _reading_line(
     """The share of attention on the judged region, below a panel."""
     if panel.mass is None:
         return
-    words = f"{panel.mass:.1%} on {next(iter(sheet.regions))}, {panel.enrichment:.1f}×"
+    words = f"{share_words(panel.mass)} on {next(iter(sheet.regions))}, {panel.enrichment:.1f}×"
     pen.write(draw, at, pen.fit(words, SMALL, PANEL), SMALL, SOFT, anchor="ls")
 
 
@@ -192,7 +202,7 @@ def _numbers(draw: ImageDraw.ImageDraw, corner: tuple[int, int], maps: LayerMaps
     for reading in maps.readings[:1]:
         lines = (
             (f"attention on {reading.region}", SMALL, SOFT),
-            (f"{reading.mass_before:.1%} → {reading.mass_after:.1%}", LARGE, INK),
+            (f"{share_words(reading.mass_before)} → {share_words(reading.mass_after)}", LARGE, INK),
             ("times its share of the picture", SMALL, SOFT),
             (f"{reading.enrichment_before:.1f}× → {reading.enrichment_after:.1f}×", LARGE, INK),
         )

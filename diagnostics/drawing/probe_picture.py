@@ -37,6 +37,7 @@ from diagnostics.drawing.colours import (
     shared_scale,
 )
 from finetune.fonts import Pen, text_font
+from finetune.percent import percent_words
 
 Box = tuple[float, float, float, float]
 
@@ -64,6 +65,7 @@ class ProbeSheet:
     regions       name → boxes in pixels of the original; the first is the judged one
     base_step, step   training steps of the two models
     spellings     of the right answer, besides ``answer``
+    best          the checkpoint that was measured in place of the step's own model; None: the step's own was
     """
 
     probe_id: str
@@ -78,6 +80,12 @@ class ProbeSheet:
     before: Outcome
     after: Outcome
     spellings: tuple[str, ...] = ()
+    best: str | None = None
+
+    @property
+    def moment(self) -> str:
+        """Which model "now" is: "step 40" or, where the best one was loaded at the end, "checkpoint-10, the best"."""
+        return f"step {self.step}" if self.best is None else f"{self.best}, the best"
 
 
 def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
@@ -257,7 +265,7 @@ def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: Pen) -> Image.I
     part = Image.new("RGB", (WIDTH, HEADER_HEIGHT), PAPER)
     draw = ImageDraw.Draw(part)
     which = f"layer {layers[0].layer}" if len(layers) == 1 else f"{len(layers)} key layers"
-    _title_line(draw, sheet, f"{which}  ·  step {sheet.step}", WIDTH, pen)
+    _title_line(draw, sheet, f"{which}  ·  {sheet.moment}", WIDTH, pen)
     base = "base" if sheet.base_step == 0 else f"base · step {sheet.base_step}"
     for column, name in enumerate((base, "now", "difference")):
         pen.write(draw, (_column(column), HEADER_HEIGHT - 8), name, COLUMN_TYPE, anchor="ls")
@@ -355,8 +363,8 @@ def _write_readings(
         colour = INK if abs(gain) < 0.0005 else darker(MORE if gain > 0 else LESS)
         spread = reading.enrichment_after - reading.enrichment_before
         columns = (
-            (f"{reading.mass_before:.1%}", INK, f"{reading.enrichment_before:.2f}×"),
-            (f"{reading.mass_after:.1%}", INK, f"{reading.enrichment_after:.2f}×"),
+            (share_words(reading.mass_before), INK, f"{reading.enrichment_before:.2f}×"),
+            (share_words(reading.mass_after), INK, f"{reading.enrichment_after:.2f}×"),
             (f"{gain * 100:+.1f} points", colour, f"{spread:+.2f}×"),
         )
         for column, (mass, ink, enrichment) in enumerate(columns):
@@ -382,6 +390,11 @@ def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top
     pen.write(draw, (_column(0) + wide, below), f"{scale.top:.1f}×{beyond}", 11, SOFT, anchor="rs")
     pen.write(draw, (_column(2), below), f"-{scale.swing:.1f}× less", 11, SOFT, anchor="ls")
     pen.write(draw, (_column(2) + PANEL, below), f"more +{scale.swing:.1f}×", 11, SOFT, anchor="rs")
+
+
+def share_words(share: float) -> str:
+    """ "41 %", "2.5 %", "<0.1 %": as ``percent_words``, but short enough to stand below a map."""
+    return percent_words(share).replace("under ", "<").replace("over ", ">")
 
 
 def colour_bar() -> Image.Image:
@@ -492,7 +505,7 @@ def _strip_numbers(
     if margin is not None:
         pen.write(draw, (left, baseline), f"{margin:+.2f} nats", 14, GOOD if margin > 0 else BAD, anchor="ls")
     if panel.mass is not None:
-        mass = f"{panel.mass:.1%} · {panel.enrichment:.1f}×"
+        mass = f"{share_words(panel.mass)} · {panel.enrichment:.1f}×"
         pen.write(draw, (left, baseline + 17), pen.fit(mass, 13, wide), 13, SOFT, anchor="ls")
 
 

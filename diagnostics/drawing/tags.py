@@ -16,7 +16,8 @@ has moved. Guards, the groups that must not change, come after the targets. G is
     3 attention/region_mass/G/layer_L   the first of these two shares
     3 attention/layers x heads/G     picture: region mass of every layer and head: base | now | difference
     3 attention - G/ID/layer_L       picture: base | now | difference
-    …/layer_L, trained on            these, of a layer whose attention was trained on: it looks where it was told to
+    …/layer_L, trained on            these numbers, of a layer whose attention is trained on: it looks where it was told
+                                     to; a picture says so itself, and its tag stays the same from step 0 on
     4 drift/drift_jsd_nats/layer_L   how far attention within the image moved from the base, all probes
     4 drift/visual_share/layer_L     share of the answer query's attention on image tokens, all probes
     4 drift/onset/G                  card at the end: what began when, from three checkpoints
@@ -40,7 +41,7 @@ VERDICT, ANSWERS, ATTENTION, DRIFT, GUARDS, MODEL = (
 )
 ARCHITECTURE, DIAGNOSIS = f"{MODEL}/architecture", f"{MODEL}/diagnosis"
 TRAINED_ON = ", trained on"
-"""Ends the tag of a layer whose attention was trained on."""
+"""Ends the tag of a number of a layer whose attention is trained on."""
 
 
 def is_guard(group: str) -> bool:
@@ -83,10 +84,9 @@ def attention_tag(what: str, group: str, layer: int, *, trained_on: bool = False
     return f"{_section(ATTENTION, group)}/{what}/{tag_part(group)}/layer_{layer}{TRAINED_ON * trained_on}"
 
 
-def map_tag(group: str, probe_id: str, layer: int, *, trained_on: bool = False) -> str:
+def map_tag(group: str, probe_id: str, layer: int) -> str:
     """Tag of a probe's maps; its first part gathers a group's pictures under one heading."""
-    place = f"{_section(ATTENTION, group)} - {tag_part(group)}/{probe_id}"
-    return f"{place}/layer_{layer}{TRAINED_ON * trained_on}"
+    return f"{_section(ATTENTION, group)} - {tag_part(group)}/{probe_id}/layer_{layer}"
 
 
 def overview_tag(group: str) -> str:

@@ -44,6 +44,6 @@ def parser() -> argparse.ArgumentParser:
         "--vision_layers",
         type=int,
         nargs="*",
-        help="layers of the vision tower (default: the last; without numbers: none)",
+        help="layers of the vision tower (default: the last that is read; without numbers: none)",
     )
     return made

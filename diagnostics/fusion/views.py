@@ -24,9 +24,9 @@ from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
 from diagnostics.records.probes import Probe
 from finetune.attention.rows import attention_logits, attention_rows
 from finetune.attention.watch import Watch
-from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
+from finetune.families import Family, ImageTokens, bare_model, family_of
 from finetune.families.base import Tiles, TowerSequence
-from finetune.families.parts.modules import check_measurable
+from finetune.families.parts.modules import check_measurable, tower_layers
 from finetune.families.parts.processors import picture_settings
 from finetune.families.parts.tower import joined, patches_a_side
 from finetune.model.untouched import untouched
@@ -39,7 +39,7 @@ LEAST_SHRINK = (
 class Viewer:
     """Puts probes to one model and keeps the maps of the answer query.
 
-    vision_layers   layers of the tower to look at and to carry maps through; None: the last; (): none
+    vision_layers   layers of the tower to look at and to carry maps through; None: the last that is read; (): none
     resolutions     shares of the pixels at which the first picture is read as it is; 1 must be among them
 
     The model's state is restored after each run. Raises ValueError for a tower layer or a resolution that cannot be.
@@ -167,12 +167,16 @@ class Viewer:
 
 
 def check_vision_layers(layers: Sequence[int] | None, model: nn.Module, family: Family) -> tuple[int, ...]:
-    """Layers of the tower, in order; None: the last. Raises ValueError for a layer that does not exist."""
-    names = [name for name in attention_modules(model, family) if name.startswith("vision_layer_")]
-    tower = [int(name.removeprefix("vision_layer_")) for name in names]
+    """Layers of the tower, in order; None: the last that the model reads.
+
+    Raises ValueError for a layer that does not exist, and for one that the model does not read.
+    """
+    tower = tower_layers(model, family)
     for layer in layers or ():
         if layer not in tower:
-            raise ValueError(f"no vision layer {layer}; expected 0 to {len(tower) - 1}")
+            raise ValueError(
+                f"no vision layer {layer}; expected 0 to {tower[-1]}, the last that the model reads"
+            )
     return tuple(tower[-1:]) if layers is None else tuple(sorted(set(layers)))
 
 

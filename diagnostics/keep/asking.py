@@ -26,7 +26,13 @@ from diagnostics.probing.prober import BATCH_SIZE
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
 from diagnostics.records.probes import Probe
 from finetune.families import Family, ImageTokens, bare_model, family_of
-from finetune.families.parts.modules import attending_layers, check_measurable, language_layers, layer_words
+from finetune.families.parts.modules import (
+    attending_layers,
+    check_measurable,
+    language_layers,
+    layer_words,
+    tower_layers,
+)
 from finetune.families.parts.processors import picture_settings
 from finetune.families.parts.tower import patches_a_side
 from finetune.model.untouched import untouched
@@ -93,8 +99,7 @@ class Asker:
         self.fastv_layer = fastv_layer
         self.draws = draws
         self.batch_size = batch_size
-        tower = [name for name in self._names() if name.startswith("vision_layer_")]
-        self.tower_layer = len(tower) - 1
+        self.tower_layer = tower_layers(self.model, self.family)[-1]
         self.why_no_tower = ""
 
     def ask_all(self, probes: Sequence[Probe], *, progress: bool = False) -> list[ProbeAnswers]:

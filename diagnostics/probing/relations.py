@@ -32,6 +32,7 @@ from diagnostics.probing.prompts import ProbeEncoder, padded, text_spans
 from diagnostics.records.probes import Probe, Relation
 from finetune.families import Encoded, ImageTokens, bare_model
 from finetune.families.parts.coverage import region_coverage
+from finetune.families.parts.modules import tower_layers
 from finetune.families.parts.phrases import find_span
 from finetune.families.parts.processors import picture_settings
 from finetune.samples.formats.look_at import composed, whole_words
@@ -48,7 +49,7 @@ class Ends(NamedTuple):
 
 
 def key_vision_layers(count: int) -> tuple[int, ...]:
-    """Four layers of the vision tower, evenly spaced, including the last."""
+    """Four of this many layers of the vision tower, evenly spaced, including the last."""
     return tuple(sorted({min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}))
 
 
@@ -138,8 +139,7 @@ def _read(
     subject = region_coverage(probe.regions[probe.relation.subject], image)
     patches = np.flatnonzero(subject > 0)
     vision = vision and _sees_cells(model, reader, image)
-    count = sum(1 for _ in model.get_submodule(reader.family.paths.vision_layers).children())
-    layers = key_vision_layers(count) if vision else ()
+    layers = key_vision_layers(len(tower_layers(model, reader.family))) if vision else ()
     with AttentionExtractor(
         model,
         None if places else [],

@@ -683,10 +683,6 @@ _PAGE = {
     "same size, shows that the answer needs it.": (
         "<b>看哪里，不等于为什么。</b>热力图只说明词元看了哪里。只有把那里遮住，并与同样大小的随机位置比较，才能说明答案依赖它。"
     ),
-    "<b>These questions, not all.</b> A verdict holds for pictures like the probes, which are held out from training. It "
-    "says nothing about what no probe asks.": (
-        "<b>只限这些问题。</b>结论适用于与探针相似的图片（未参与训练）；探针没有问到的，它什么也不说。"
-    ),
     "<b>Answers may change while attention stays.</b> Then the correction happened elsewhere in the model. That is a finding "
     "too, and the verdict says so.": "<b>回答可能变了而注意力没变。</b>那么纠正发生在模型别处；这也是发现，结论会写明。",
     "<b>Sharp is not right.</b> A map may be sharp on the wrong place, and bright cells may be sinks, which draw attention "
@@ -710,10 +706,6 @@ _PAGE = {
     "How much margin is lost when the region is painted over; below it, the same for random boxes of the same area. A map "
     "alone explains nothing; this shows whether the answer needs the region.": (
         "把区域涂掉后差距损失多少；下面是同样面积的随机框。单凭热力图什么也解释不了，这才说明答案是否依赖该区域。"
-    ),
-    "Claimed only where all six legs hold, each beyond chance and by its threshold; a leg that was not measured is named in "
-    "the verdict. The probes are held out from training.": (
-        "只有六条依据全部成立（超出偶然且达到阈值）才这样说；未测量的依据会写在结论里。探针没有参与训练。"
     ),
     "the legs": "六条依据",
     "<b>answers</b>: right by margin, more than before, and said too. <b>picture</b>: the margin goes when another picture "

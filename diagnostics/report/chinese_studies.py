@@ -8,6 +8,17 @@ _REPORT = {  # of the page on before and after
     "path of its maps over checkpoints; the plane explains {n:n} % of the variance": (
         "注意力图随检查点的轨迹；该平面解释 {n}% 的方差"
     ),
+    "“Now” is not the model of the last checkpoint, and no point of these lines.": (
+        "“现在”不是最后一个检查点的模型，也不是这些曲线上的点。"
+    ),
+    "<b>These questions, not all.</b> A verdict holds for pictures like those of the probes; no correction is claimed "
+    "where one of them is known to be in the training data. It says nothing about what no probe asks.": (
+        "<b>只限这些问题。</b>结论适用于与探针图片相似的图片；已知其中有图片在训练数据中时，不会声称已纠正。探针没有问到的，它什么也不说。"
+    ),
+    "Claimed only where all six legs hold, each beyond chance and by its threshold; a leg that was not measured is named in "
+    "the verdict. Not claimed where a picture of a probe is known to be in the training data.": (
+        "只有六条依据全部成立（超出偶然且达到阈值）才这样说；未测量的依据会写在结论里。已知有探针图片在训练数据中时不这样说。"
+    ),
     "Asked {q}, it said {s}, which is right, though it found {f} likelier.": "问 {q}，它答 {s}，这是对的，但它认为 {f} 更可能。",
 }
 

@@ -52,6 +52,7 @@ SLIDER_STEPS_MAX = 12
 LEVELS = 65535
 """Levels of a cell, up to the highest cell of its maps. Where a sink holds half of the attention to 4096 cells, two lie
 a thirtieth of the even share apart; of 255 levels they would lie eight times the even share apart."""
+NOT_LAST = "“Now” is not the model of the last checkpoint, and no point of these lines."
 TIME_STEPS_MIN = 3  # two checkpoints are before and after, which the page shows anyway
 
 
@@ -87,7 +88,7 @@ def report_html(
         "VERDICTS": "\n".join(verdict_card(name, group) for name, group in groups.items()),
         "MARGIN_CHARTS": margin_charts({name: _margins(members) for name, members in _scored(pairs).items()}),
         "FOREST": _forest(groups),
-        "TIME": _time(comparison.get("series"), comparison.get("onset"), groups),
+        "TIME": _time(comparison),
         # "</script>" inside a question would end the data; JSON may write "<" as an escape.
         "DATA": json.dumps(_data(comparison, pairs, with_time), ensure_ascii=False, allow_nan=False).replace(
             "<", "\\u003c"
@@ -142,10 +143,9 @@ def _forest(groups: Mapping[str, Any]) -> str:
     return forest(marked) + told
 
 
-def _time(
-    series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None, groups: Mapping[str, Any]
-) -> str:
+def _time(comparison: Mapping[str, Any]) -> str:
     """Charts over checkpoints, of what was measured; nothing with fewer than three."""
+    series, onset, groups = comparison.get("series"), comparison.get("onset"), comparison["groups"]
     if series is None or len(series["steps"]) < TIME_STEPS_MIN:
         return ""
     steps = series["steps"]
@@ -169,12 +169,19 @@ def _time(
     ]
     if not charts:
         return ""
+    apart = "" if _now_is_last(comparison) else f'<p class="note">{NOT_LAST}</p>'
     return (
         '<h2>How it developed</h2><p class="note">The same questions at every checkpoint; charts of attention share '
         "one scale. Drift is the Jensen–Shannon divergence of a map from that of the first checkpoint, mean over all "
-        "probes: 0 means the same map, 0.69 (ln 2) no overlap.</p>"
+        f"probes: 0 means the same map, 0.69 (ln 2) no overlap.</p>{apart}"
         '<section class="charts over">' + "".join(charts) + "</section>" + _onset(onset)
     )
+
+
+def _now_is_last(comparison: Mapping[str, Any]) -> bool:
+    """Is the model after that of the last checkpoint? Not the best one, which a run loaded at its end."""
+    names = (comparison.get("series") or {}).get("names")
+    return not names or names[-1] == comparison["after"]["model"]
 
 
 def _unit(onset: Mapping[str, Any] | None) -> str:
@@ -227,6 +234,7 @@ def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: 
         "box": PICTURE_BOX,
         "steps": [] if evolution is None else [evolution.steps[index] for index in chosen],
         "unit": _unit(comparison.get("onset")),
+        "now_is_last": _now_is_last(comparison),
         "all_steps": [] if evolution is None else list(evolution.steps),
         "sinks": any(record.sinks.any() for pair in pairs for record in (pair.before, pair.after)),
         "probes": [
@@ -350,7 +358,7 @@ def _reading(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json | 
         return None
     coverage = region_coverage(pair.probe.regions[pair.region], pair.after.image_tokens[0])
     return {
-        "mass": _rounded(region_mass(cells, coverage)),
+        "mass": _rounded(region_mass(cells, coverage), 6),
         "enrichment": _rounded(enrichment(cells, coverage)),
     }
 
@@ -364,5 +372,5 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _rounded(values: Float[np.ndarray, " n"]) -> list[float]:
-    return [round(float(value), 5) for value in values]
+def _rounded(values: Float[np.ndarray, " n"], digits: int = 5) -> list[float]:
+    return [round(float(value), digits) for value in values]

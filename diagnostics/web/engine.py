@@ -31,7 +31,7 @@ from diagnostics.web.texts import RefusedError
 from diagnostics.web.trace import ANSWER, OTHER, QUESTION, SeenImage, Trace
 from diagnostics.web.trace_recorder import CONNECTOR
 from finetune.families import Encoded, attention_modules, bare_model, copies_of, family_of
-from finetune.families.parts.modules import check_measurable
+from finetune.families.parts.modules import check_measurable, tower_layers
 from finetune.families.parts.phrases import token_texts
 from finetune.families.parts.processors import differing_settings
 from finetune.model.checkpoint import check, load, load_processor, resolve, skeleton
@@ -99,7 +99,7 @@ class Engine:
             if self.family.attention_shape(config, name) is not None
         ]
         language = [int(name[6:]) for name in names if name.startswith("layer_")]
-        tower = [int(name[13:]) for name in names if name.startswith("vision_layer_")]
+        tower = tower_layers(model, self.family)
         key_layers = auto_key_layers(model, self.family)
         low = tuple(layer for layer in key_layers if layer in language)
         self.layers: tuple[int, ...] = {"text": (), "full": tuple(language), "low": low}[mode]

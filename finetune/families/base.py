@@ -333,6 +333,12 @@ def image_places(family: Family, processor: Any) -> Callable[[np.ndarray], np.nd
     return lambda input_ids: input_ids == slot
 
 
+def not_read(family: Family, config: Any) -> tuple[str, ...]:
+    """Dotted paths of what a model of this configuration holds and never reads: nothing there can learn."""
+    own = getattr(family, "not_read", None)  # optional, as ``looks_ahead`` is
+    return () if own is None else own(config)
+
+
 def flash_fault(family: Family) -> str:
     """Why flash kernels would change what a family computes; "" if they do not. They are given no mask, so every
     token sees exactly those before it, without a warning from transformers."""

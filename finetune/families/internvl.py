@@ -177,6 +177,14 @@ class InternVLFamily:
         return {"position_ids": restarting_positions(samples)[None]}
 
     # --- configuration alone -----------------------------------------------------------------------------
+    def not_read(self, config: Any) -> tuple[str, ...]:
+        """The token that stood for hidden patches when the tower was trained; and what is behind the layer that is
+        read, where that is not the tower's output (−1)."""
+        hidden = "model.vision_tower.embeddings.mask_token"
+        if config.vision_feature_layer == -1:
+            return (hidden,)
+        return (hidden, *tower.not_read(self.paths, config, "layernorm"))
+
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:

@@ -152,6 +152,10 @@ class LlavaNextFamily:
         return {"position_ids": restarting_positions(samples)[None]}
 
     # --- configuration alone -----------------------------------------------------------------------------
+    def not_read(self, config: Any) -> tuple[str, ...]:
+        """CLIP's last layers, and its norm of the class token."""
+        return tower.not_read(self.paths, config, "post_layernorm")
+
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:

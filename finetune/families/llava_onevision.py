@@ -182,6 +182,10 @@ class LlavaOnevisionFamily:
         return {"position_ids": restarting_positions(samples)[None]}
 
     # --- configuration alone -----------------------------------------------------------------------------
+    def not_read(self, config: Any) -> tuple[str, ...]:
+        """SigLIP's norm and pooling, behind the layer that is read."""
+        return tower.not_read(self.paths, config, "post_layernorm", "head")
+
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:

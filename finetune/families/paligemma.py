@@ -141,6 +141,10 @@ class PaliGemmaFamily:
         )
 
     # --- configuration alone -----------------------------------------------------------------------------
+    def not_read(self, config: Any) -> tuple[str, ...]:
+        """SigLIP's pooling to one vector, where a checkpoint has it."""
+        return ("model.vision_tower.head",)
+
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:

@@ -11,6 +11,8 @@ component has a mode of its own:
 
 An adapter cannot hold bare parameters of a parent module (Qwen-VL's ``visual.proj``), and LoRA cannot reach matrices
 outside linear layers (Qwen-VL's ``attn_pool.attn.in_proj_weight``). Those stay frozen, and ``left_frozen`` lists them.
+What a model never reads (the last layer of LLaVA's tower) gets no gradient: it stays frozen in every mode, and
+``left_unread`` lists it.
 """
 
 import math
@@ -25,7 +27,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
-from finetune.families.base import Family, ModulePaths
+from finetune.families.base import Family, ModulePaths, not_read
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import Mode
 from finetune.sharding import whole_shape
@@ -84,8 +86,10 @@ def adapt(model: nn.Module, family: Family, plan: Plan, *, master_weights: bool)
     model.requires_grad_(False)
     if plan.lora:
         model = _with_adapters(model, family, plan)
+    unread = _unread(model, family)
     for name, parameter in bare_model(model).named_parameters():
-        parameter.requires_grad_(_trains(name, parameter, family.paths, plan))
+        is_read = not _within(plain_name(name), unread)
+        parameter.requires_grad_(is_read and _trains(name, parameter, family.paths, plan))
         if parameter.requires_grad and master_weights:
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -135,6 +139,11 @@ def component_of(name: str, paths: ModulePaths) -> str:
         if _within(plain, (path,))
     ]
     return max(found)[1] if found else OTHER
+
+
+def _unread(model: nn.Module, family: Family) -> tuple[str, ...]:
+    """Paths of what the model holds and never reads."""
+    return not_read(family, bare_model(model).config)
 
 
 def _paths_of(paths: ModulePaths) -> dict[str, tuple[str, ...]]:
@@ -196,7 +205,7 @@ def target_pattern(model: nn.Module, family: Family, plan: Plan) -> str:
         if component == "language":
             patterns.append(_language_pattern(_linear_layers(model), family, plan.targets))
         else:
-            patterns += _all_layers(model, family.paths, component)
+            patterns += _all_layers(model, family, component)
     return "|".join(patterns)
 
 
@@ -216,15 +225,21 @@ def _language_pattern(linear_layers: Iterable[str], family: Family, targets: Seq
     return rf"{re.escape(layers)}\.\d+\.(?:.+\.)?(?:{endings})"
 
 
-def _all_layers(model: nn.Module, paths: ModulePaths, component: str) -> list[str]:
-    """A pattern for each kind of linear layer of a component: names with their layer numbers left open."""
-    names = [name for name in _linear_layers(model) if component_of(name, paths) == component]
+def _all_layers(model: nn.Module, family: Family, component: str) -> list[str]:
+    """A pattern for each kind of linear layer of a component that the model reads: names with their layer numbers left
+    open, but for those of layers that it does not read."""
+    unread = _unread(model, family)
+    linear = [name for name in _linear_layers(model) if component_of(name, family.paths) == component]
+    names = [name for name in linear if not _within(name, unread)]
     if not names:
         raise ValueError(
-            f"--{component} lora: found no linear layer below {', '.join(_paths_of(paths)[component])}, "
+            f"--{component} lora: found no linear layer below {', '.join(_paths_of(family.paths)[component])}, "
             f"expected one to adapt; give --{component} full, or --{component} frozen"
         )
-    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\\?\.)", r"\\d+", re.escape(name)) for name in names))
+    left_out = [path for path in unread if any(_within(name, (path,)) for name in linear)]
+    but = rf"(?!(?:{'|'.join(map(re.escape, left_out))})\.)" if left_out else ""
+    opened = (re.sub(r"(?<=\.)\d+(?=\\?\.)", r"\\d+", re.escape(name)) for name in names)
+    return [but + pattern for pattern in dict.fromkeys(opened)]
 
 
 def _linear_layers(model: nn.Module) -> Iterator[str]:
@@ -350,8 +365,14 @@ def _lacks_embeddings(model: Any, plan: Plan) -> Iterator[str]:
 
 
 def not_trained_further(model: nn.Module, family: Family) -> list[str]:
-    """Parts of an adapter that this run leaves frozen, such as ``connector: trained copy``."""
-    held = [(name, p) for name, p in bare_model(model).named_parameters() if _HELD.search(name)]
+    """Parts of an adapter that this run leaves frozen, such as ``connector: trained copy``, but for what the model does
+    not read."""
+    unread = _unread(model, family)
+    held = [
+        (name, parameter)
+        for name, parameter in bare_model(model).named_parameters()
+        if _HELD.search(name) and not _within(plain_name(name), unread)
+    ]
     kinds = {
         (component_of(name, family.paths), "adapters" if ".lora_" in name else "trained copy")
         for name, parameter in held
@@ -525,11 +546,13 @@ def left_frozen(model: nn.Module, family: Family, plan: Plan) -> list[str]:
     lora   matrices outside linear layers: ``attn_pool.attn.in_proj_weight``, or a convolution
 
     Layer numbers are written as N, each name once. Norms and biases of a component with adapters are not listed: LoRA
-    does not train them by design.
+    does not train them by design; nor is what the model does not read (``left_unread``).
     """
     if not plan.lora:
         return []
-    named = dict(bare_model(model).named_parameters())
+    unread = _unread(model, family)
+    every = bare_model(model).named_parameters()
+    named = {name: parameter for name, parameter in every if not _within(plain_name(name), unread)}
     twice = {plain_name(name) for name in named if ".modules_to_save." in name}
     beside = {plain_name(name).rpartition(".lora_")[0] for name in named if ".lora_" in name}
     found = []
@@ -541,3 +564,17 @@ def left_frozen(model: nn.Module, family: Family, plan: Plan) -> list[str]:
         if ".lora_" not in name and (held or (unreached and len(whole_shape(parameter)) > 1)):
             found.append(re.sub(r"(?<=\.)\d+(?=\.)", "N", plain))
     return list(dict.fromkeys(found))
+
+
+def left_unread(model: nn.Module, family: Family) -> list[str]:
+    """Paths in the components that train which the model holds and does not read, so that they stay frozen."""
+    named = dict(bare_model(model).named_parameters())
+    components = {component_of(name, family.paths) for name, one in named.items() if one.requires_grad}
+    if not components:
+        return []
+    plain = {plain_name(name) for name in named}
+    return [
+        path
+        for path in _unread(model, family)
+        if component_of(path, family.paths) in components and any(_within(name, (path,)) for name in plain)
+    ]

@@ -18,9 +18,10 @@ from finetune.flags.argv import split_flags
 FOLDER, FILE, CONFIGURATION_FILE = "comparison", "comparison.json", "run.yaml"
 SHAPE = {"groups": by_name(OBJECT), "after": OBJECT, "probes": items(OBJECT)}
 _AFTER = {"model": TEXT, "step": whole(0) | NULL}
-_BY_THE_MONITOR = re.compile(
+BY_THE_MONITOR = re.compile(
     r"(?P<run>.+)(?: at step (?P<step>[0-9]{1,18})|: the best, checkpoint-(?P<best>[0-9]{1,18}))", re.DOTALL
 )
+"""How a monitored run names its models, but for the one that it begins with."""
 _STEP_FOLDER = re.compile(r"(?:checkpoint|step)-([0-9]{1,18})")
 
 
@@ -50,7 +51,7 @@ def read(run: Path) -> Judged | None:
     except ValueError:
         return None
     model, step = content["after"]["model"], content["after"].get("step")
-    named = _BY_THE_MONITOR.fullmatch(model)
+    named = BY_THE_MONITOR.fullmatch(model)
     if named is None:
         return Judged(content, model, None, None)
     if step is None or (named["step"] is not None and int(named["step"]) != step):

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import finetune.families as families
@@ -29,7 +29,11 @@ from finetune.training.lineage import Earlier, Lineage, Stint
 
 CARD_FILE, PICTURE_FILE = "README.md", "probe.png"
 GUARDS = ("retention", "neighbour")
+NOT_HELD_OUT = "not held out"
+WITH_ADAPTER = " with the adapter "
+"""In the name of a model: it is a base with an adapter that was trained before."""
 _FINITE = number(-1e300, 1e300)
+_SHARE = number(0, 1)
 _NO_FLAGS = (
     "model_name_or_path",
     "data_path",
@@ -219,7 +223,7 @@ def _verdict(
     ]
     for name, group in comparison["groups"].items():
         cells = [
-            _unmarked(name), str(group.get("probes", "–")), _change(group, "accuracy", percent_words),
+            _unmarked(name), str(group.get("probes", "–")), _right(group),
             _change(group, "margin_nats", "{:+.2f}".format), _change(group, "enrichment", "{:.3g}×".format),
             _change(group, "occlusion_nats", "{:+.2f}".format), f"**{_unmarked(str(group.get('verdict', '–')))}**",
         ]  # fmt: skip
@@ -231,25 +235,82 @@ def _verdict(
     legs = [
         f"- {_cell(_unmarked(name))}: {told}"
         for name, group in comparison["groups"].items()
-        if (told := _legs(group))
+        if (told := _told(group))
     ]
     if legs:
         yield "\n".join(legs)
     yield (
-        "Before → after training, on pictures that were not trained on. Attention is how many times its share by area "
-        "the region gets. A verdict holds for pictures like these probes."
+        f"Before is {_before(comparison)}, after are these weights. Attention is how many times its share by area the "
+        "region gets. A verdict holds for pictures like those of these probes; no correction is claimed where one of "
+        "them is known to be in the training data."
+    )
+
+
+def _before(comparison: Mapping[str, Any]) -> str:
+    """What the weights were compared with, without where it lies: a model, a checkpoint, or a step of a run.
+
+    /work/towers/checkpoint-110 → `checkpoint-110` of `towers`; /work/towers at step 110 → `towers` at step 110
+    """
+    before = comparison.get("before")
+    model = before.get("model") if isinstance(before, dict) else None
+    if not isinstance(model, str) or not model:
+        return "a model that is not recorded"
+    base, joint, adapter = model.partition(WITH_ADAPTER)
+    if joint:
+        return f"{_weights_words(base)}{joint}{_weights_words(adapter)}"
+    named = judged.BY_THE_MONITOR.fullmatch(model)
+    if named is None:
+        return _weights_words(model)
+    run = _weights_words(named["run"])
+    return f"`checkpoint-{named['best']}` of {run}" if named["best"] else f"{run} at step {named['step']}"
+
+
+def _weights_words(model: str) -> str:
+    """`` `org/name` ``, `` `cats` ``, `` `checkpoint-10` of `cats` ``."""
+    place = PurePath(" ".join(model.split()))
+    if place.name.startswith("checkpoint-") and place.parent.name:
+        return f"`{_public_name(place.name)}` of `{_public_name(place.parent.name)}`"
+    return f"`{str(place).replace('`', '') if _is_on_hub(str(place)) else _public_name(str(place)) or '/'}`"
+
+
+def _told(group: Mapping[str, Any]) -> str:
+    """What stands behind a verdict: its legs, or that pictures of its probes were trained on."""
+    if group.get("verdict") != NOT_HELD_OUT:
+        return _legs(group)
+    reasons = group.get("reasons")
+    return (
+        " ".join(_unmarked(one) for one in reasons if isinstance(one, str))
+        if isinstance(reasons, list)
+        else ""
     )
 
 
 def _legs(group: Mapping[str, Any]) -> str:
-    """``answers ✓, picture ✓, …, guards –``: holds, does not, was not measured."""
+    """``answers ✓, picture ✓, …, guards –``: holds, does not, was not measured. "" where the verdict rests on none, as
+    of probes that are too few or were trained on: its reasons are then not those of legs."""
     found = group.get("legs")
-    if group.get("verdict") == "kept" or not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(leg, dict) for leg in found.values()):
+        return ""
+    if group.get("reasons") != [leg.get("reason") for leg in found.values()]:
         return ""
     marks = {True: "✓", False: "✗", None: "–"}
-    held = {name: leg.get("holds") for name, leg in found.items() if isinstance(leg, dict)}
+    held = {name: leg.get("holds") for name, leg in found.items()}
     return ", ".join(
         f"{name} {marks[one]}" for name, one in held.items() if one is None or isinstance(one, bool)
+    )
+
+
+def _right(group: Mapping[str, Any]) -> str:
+    """``0 % → 70 %, 40 % by picture``: where probes share pictures both shares, of which the smaller one is judged."""
+    words, accuracy = _change(group, "accuracy", percent_words), group.get("accuracy")
+    if not isinstance(accuracy, dict) or accuracy.get("images") == accuracy.get("probes"):
+        return words
+    by_picture = accuracy.get("pictures_right")
+    after = by_picture.get("after") if isinstance(by_picture, dict) else None
+    return (
+        f"{words}, {percent_words(float(after))} by picture"
+        if after is not None and _SHARE.fits(after)
+        else words
     )
 
 

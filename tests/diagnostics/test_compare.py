@@ -244,6 +244,17 @@ def test_a_checkpoint_against_itself_gives_no_finding(tmp_path: Path) -> None:
         assert set(group["drift_jsd_nats"].values()) == {0.0}
 
 
+def test_the_best_model_of_a_run_is_no_point_on_the_way(tmp_path: Path) -> None:
+    """Its records stand at the last step, in place of that step's own."""
+    attention = run_folder(tmp_path, per_group=3, steps=(0, 5, 10, 20))
+    folders = [str(attention / f"step-0000{step:02}") for step in (0, 5, 10, 20)]
+    way = compare_sources(folders[0], folders[-1], tmp_path / "way", between=folders[1:-1])
+    assert way["series"]["steps"] == [0, 5, 10, 20]
+    (attention / "step-000020" / "complete.json").write_text('{"best": "checkpoint-5"}')
+    best = compare_sources(folders[0], folders[-1], tmp_path / "best", between=folders[1:-1])
+    assert best["series"]["steps"] == [0, 5, 10] and best["groups"] == way["groups"]
+
+
 def test_the_way_between_two_checkpoints(tmp_path: Path) -> None:
     attention = run_folder(tmp_path, per_group=3)
     ends = str(attention / "step-000000"), str(attention / "step-000010")

@@ -304,12 +304,12 @@ def test_tags_and_pictures_that_a_kill_cost_are_made_up_for(
 ):
     show = AttentionMonitor._show
 
-    def killed(self, step, records):
+    def killed(self, step, records, *more):
         if step == 2 and at == "before the numbers":
             raise KeyboardInterrupt
         if step == 2:
             monkeypatch.setattr(self._shown, "_pictures", lambda drawn: None)
-        show(self, step, records)
+        show(self, step, records, *more)
         if step == 2:
             raise KeyboardInterrupt
 
@@ -375,8 +375,8 @@ def test_any_failure_of_the_monitor_leaves_the_training(tmp_path, processor, pro
 
 
 @pytest.mark.parametrize("max_steps", [4, 8], ids=["at its end", "stopped early"])
-def test_the_best_model_is_what_is_compared_and_shown_where_it_is_loaded(
-    tmp_path, processor, probes, max_steps
+def test_the_best_model_is_what_is_compared_where_it_is_loaded(
+    tmp_path, processor, probes, max_steps, capsys
 ):
     class Metric(TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **_) -> None:
@@ -404,9 +404,30 @@ def test_the_best_model_is_what_is_compared_and_shown_where_it_is_loaded(
     assert end.scores.answer_nats == pytest.approx(second.scores.answer_nats, abs=1e-4)
     assert "the best, checkpoint-2" in end.model
     shown = EventAccumulator(str(tmp_path / "runs"), {"scalars": 0}).Reload()
-    margins = [(one.step, one.value) for one in shown.Scalars("2 answers/margin_nats/colours")]
-    assert [step for step, _ in margins] == [0, 2, 4]
-    assert margins[2][1] == pytest.approx(margins[1][1], abs=1e-4)
+    # It is compared, and is no point of what is drawn over steps: it is of step 2.
+    assert [one.step for one in shown.Scalars("2 answers/margin_nats/colours")] == [0, 2]
+    assert [one.step for one in shown.Scalars("1 verdict/corrected/colours")] == [4]
+    found = comparison(tmp_path)
+    assert found["after"]["model"] == end.model and found["series"]["steps"] == [0, 2]
+    assert "compared is checkpoint-2, the best" in capsys.readouterr().out
+
+
+def test_the_best_model_is_the_last_steps_own_where_that_was_the_best(tmp_path, processor, probes):
+    class Metric(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **_) -> None:
+            metrics["eval_loss"] = float(-state.global_step)
+
+    args = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=2, use_cpu=True, report_to="none", disable_tqdm=True,
+        max_steps=4, save_steps=2, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2,
+        greater_is_better=False,
+    )  # fmt: skip
+    model, watcher = tiny_model(), AttentionMonitor(processor, probes, key_layers=[1])
+    samples = Samples(model, processor, probes)
+    Trainer(model, args, train_dataset=samples, eval_dataset=samples, callbacks=[Metric(), watcher]).train()
+    found = comparison(tmp_path)
+    assert found["after"] == {"model": f"{tmp_path} at step 4", "step": 4}
+    assert found["series"]["steps"] == [0, 2, 4] and "onset" in found
 
 
 def test_going_on_after_the_best_was_loaded_measures_the_step_itself(tmp_path, processor, probes, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune.families.base import Family
+from finetune.families.base import Family, not_read
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,6 +167,15 @@ def _attention_paths(model: nn.Module, family: Family) -> Iterator[tuple[str, st
 def language_layers(model: nn.Module, family: Family) -> list[nn.Module]:
     """All of them, in order, whether they attend or not."""
     return list(bare_model(model).get_submodule(family.paths.language_layers).children())
+
+
+def tower_layers(model: nn.Module, family: Family) -> tuple[int, ...]:
+    """Numbers of the vision tower's layers that the model reads: of LLaVA-1.5's 24 not the last, from which nothing
+    goes on."""
+    bare = bare_model(model)
+    unread, path = not_read(family, bare.config), family.paths.vision_layers
+    count = len(list(bare.get_submodule(path).children()))
+    return tuple(layer for layer in range(count) if f"{path}.{layer}" not in unread)
 
 
 def attending_layers(model: nn.Module, family: Family) -> tuple[int, ...]:

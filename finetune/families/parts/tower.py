@@ -19,7 +19,7 @@ import numpy as np
 from finetune.families.base import TowerSequence
 
 if TYPE_CHECKING:
-    from finetune.families.base import Family, ImageTokens, Tiles
+    from finetune.families.base import Family, ImageTokens, ModulePaths, Tiles
 
 NO_PATCH = -1  # a class token, a register
 
@@ -41,6 +41,20 @@ def patches_a_side(
     merged, left = divmod(arithmetic.patches[0] * arithmetic.patches[1], arithmetic.tokens)
     side = isqrt(merged)
     return side if left == 0 and side * side == merged and side > 0 else None
+
+
+def not_read(paths: ModulePaths, config: Any, *behind: str) -> tuple[str, ...]:
+    """Paths of a tower's layers behind the last whose states the model reads (``vision_feature_layer``), and of what
+    comes behind its layers: ``behind``, names within the tower.
+
+    transformers' hidden states 0 are the embeddings and i those of layer i − 1. Of three layers, −2 reads state 2: the
+    last layer, ``….layers.2``, is not read. Of several numbers, the last state counts.
+    """
+    layers, asked = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    states = [asked] if isinstance(asked, int) else asked
+    last = max(state if state >= 0 else layers + 1 + state for state in states)
+    within = [f"{paths.vision[0]}.{name}" for name in behind]
+    return (*(f"{paths.vision_layers}.{layer}" for layer in range(last, layers)), *within)
 
 
 def joined(sequences: Sequence[TowerSequence]) -> TowerSequence:

@@ -126,7 +126,7 @@ def test_a_long_run_s_strip_has_the_first_the_last_and_some_between(
     draw = board_picture.draw_drift
     monkeypatch.setattr(
         board_picture, "draw_drift",
-        lambda sheet, strip: (shown.extend(panel.step for panel in strip.panels), draw(sheet, strip))[1],
+        lambda sheet, strip, **_: (shown.extend(panel.step for panel in strip.panels), draw(sheet, strip))[1],
     )  # fmt: skip
     (drawn,) = draw_board_strip(archive, archive.probes[0], steps, 1)
     assert isinstance(drawn, TaggedPicture) and drawn.tag == "1 verdict/drift strip/sphere-building"

@@ -1,12 +1,15 @@
 """The probe picture: where the colour lands, one scale for both maps, text that no font may turn into boxes."""
 
 import io
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
 from diagnostics.comparison.maps import CellMap, LayerMaps, Outcome, RegionChange, SaidBox, Strip, StripPanel
+from diagnostics.drawing.board_picture import draw_drift, draw_maps
 from diagnostics.drawing.colours import (
     BAD,
     GOOD,
@@ -33,6 +36,7 @@ from diagnostics.drawing.probe_picture import (
     encode_png,
     map_panel,
     map_rows,
+    share_words,
 )
 from finetune import fonts
 from finetune.fonts import Pen
@@ -137,6 +141,41 @@ def test_long_texts_and_tall_pictures_keep_the_width() -> None:
         question="很长的问题 " * 60, foil=None, picture=Image.new("RGB", (80, 400)), after=Outcome("", None)
     )
     assert draw_probe(tall, [layer()]).width == WIDTH
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.0, "0 %"),
+        (0.0004, "<0.1 %"),
+        (0.01, "1 %"),
+        (0.4129, "41.3 %"),
+        (0.9996, ">99.9 %"),
+        (1.0, "100 %"),
+    ],
+)
+def test_a_little_attention_is_not_none_and_almost_all_is_not_all(
+    share: float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert share_words(share) == words
+    written: list[str] = []
+    plain = Pen.write
+
+    def note(pen: Pen, draw: Any, at: Any, text: str, *more: Any, **named: Any) -> float:
+        written.append(text)
+        return plain(pen, draw, at, text, *more, **named)
+
+    monkeypatch.setattr(Pen, "write", note)
+    maps = layer()
+    maps = replace(maps, readings=(maps.readings[0]._replace(mass_before=share, mass_after=share),))
+    steps = strip((20, 8))
+    steps = replace(steps, panels=tuple(panel._replace(mass=share) for panel in steps.panels))
+    draw_probe(sheet(), [maps])
+    draw_strip(sheet(), [steps])
+    draw_maps(sheet(), maps)
+    draw_drift(sheet(), steps)
+    told = [words, words, *[f"{words} · 6.0×"] * 2, f"{words} → {words}", *[f"{words} on spheres, 6.0×"] * 2]
+    assert [one for one in written if " %" in one] == told
 
 
 def test_a_png_is_small_and_keeps_the_colours() -> None:

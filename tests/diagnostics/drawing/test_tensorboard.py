@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,16 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSO
 from torch.utils.tensorboard import SummaryWriter
 
 from diagnostics.comparison.pairs import ProbePair, pair_all
-from diagnostics.drawing.archive_pictures import ArchivePictures, overview_png, render_board
+from diagnostics.drawing import board_picture, probe_picture
+from diagnostics.drawing.archive_pictures import (
+    ArchivePictures,
+    draw_board_pictures,
+    draw_board_strip,
+    overview_png,
+    render_archive,
+    render_board,
+    render_strips,
+)
 from diagnostics.drawing.board import AttentionBoard, picture_tags, scalars, shown_probes
 from diagnostics.drawing.cards import probe_card, verdict_card
 from diagnostics.drawing.sink import NOT_YET, TaggedPicture
@@ -73,9 +83,9 @@ def read(folder: Path) -> EventAccumulator:
     return events.Reload()
 
 
-def drawn_pictures(attention: Path, per_group: int) -> list[TaggedPicture]:
+def drawn_pictures(attention: Path, per_group: int, step: int = 10) -> list[TaggedPicture]:
     with drawing_pool() as pool:
-        drawn = list(render_board(ArchivePictures.open(attention), 10, pool, per_group))
+        drawn = list(render_board(ArchivePictures.open(attention), step, pool, per_group))
     assert all(isinstance(one, TaggedPicture) for one in drawn)
     return drawn  # type: ignore[return-value]
 
@@ -226,7 +236,7 @@ def test_what_one_sink_refuses_the_others_still_get(tmp_path: Path, pairs: list[
 
 
 def test_a_step_is_written_again_once_it_is_forgotten(tmp_path: Path, pairs: list[ProbePair]) -> None:
-    """As where the best checkpoint is loaded at a step that was shown of the last one."""
+    """As where a run is resumed at a step that an earlier start measured on its best checkpoint."""
     board = AttentionBoard(
         [TensorBoardSink(SummaryWriter(str(tmp_path)), tmp_path)], lambda name: nullcontext()
     )
@@ -307,17 +317,49 @@ def test_a_layer_that_is_trained_on_says_so_in_its_tags_and_is_not_pinned(
     assert ("3 attention/enrichment/sphere-building/layer_3, trained on", 0) in written_tags(tmp_path)
 
 
-def test_pictures_of_a_layer_that_was_trained_on_say_so(tmp_path: Path) -> None:
+def test_pictures_of_a_layer_that_is_trained_on_have_one_tag_from_step_0_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of step 0 do not know yet what the run will train on: the base would fall out of the slider."""
     folder = run_folder(tmp_path, per_group=1)
     for path in (folder / "step-000010").glob("*.safetensors"):
         replace(AttentionRecord.load(path), supervised_layers=(3,)).save(path)
-    tags = {picture.tag for picture in drawn_pictures(folder, 1)}
-    assert {tag for tag in tags if tag.endswith("trained on")} == {
-        "3 attention - sphere-building/sphere-building-0/layer_3, trained on",
-        "5 guards - retention/retention-0/layer_3, trained on",
-    }
+    base, now = ({picture.tag for picture in drawn_pictures(folder, 1, step)} for step in (0, 10))
+    assert base == now and "3 attention - sphere-building/sphere-building-0/layer_3" in now
     archive = ArchivePictures.open(folder)
-    assert tags == set(picture_tags([archive.pair(one, 10) for one in archive.probes], 1))
+    assert now == set(picture_tags([archive.pair(one, 10) for one in archive.probes], 1))
+
+    written: list[str] = []
+
+    class Noting(board_picture.Pen):
+        def write(self, draw: Any, at: Any, text: str, *more: Any, **named: Any) -> Any:
+            written.append(text)
+            return super().write(draw, at, text, *more, **named)
+
+    monkeypatch.setattr(board_picture, "Pen", Noting)
+    draw_board_pictures(archive, archive.probes[0], 10)  # in this process
+    for layer in (1, 3):
+        draw_board_strip(archive, archive.probes[0], [0, 10], layer)
+    assert [one for one in written if one.startswith("layer")] == ["layer 1", "layer 3, trained on"] * 2
+
+
+def test_the_best_model_is_no_step_in_trackers_and_strips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was loaded at the end, of an earlier step, and measured in place of the last one's."""
+    folder = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
+    (folder / "step-000020" / "complete.json").write_text('{"best": "checkpoint-10"}')
+    assert drawn_pictures(folder, 1, 20) == [] and drawn_pictures(folder, 1, 10)
+    archive = ArchivePictures.open(folder)
+    assert archive.training_steps() == [0, 10] and archive.missing_steps() == [10, 20]
+    titles: list[str] = []
+    monkeypatch.setattr(
+        probe_picture, "_title_line", lambda draw, sheet, right, width, pen: titles.append(right)
+    )
+    with ThreadPoolExecutor(1) as pool:
+        assert not any(render_strips(archive, pool, archive.probes[:1]))
+        assert [*render_archive(archive, 20, pool)] == [None, None]
+    assert titles == ["steps 0 to 10", *["2 key layers  ·  checkpoint-10, the best"] * 2]
 
 
 def test_the_command_keeps_every_image() -> None:

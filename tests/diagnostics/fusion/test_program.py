@@ -69,7 +69,7 @@ def shares(cells: np.ndarray) -> np.ndarray:
         (GRID_MODEL, (50, 31), 2, (0, 1, 2)),  # windows, the whole picture, windows
         (ALL["qwen3-vl"], (31, 70), 2, (0, 2)),
         (ALL["qwen-vl"], (50, 31), 1, (0,)),  # through a resampler: cells are patches
-        (LLAVAS["llava-1.5"], (40, 40), 1, (1, 2)),  # a class token before the patches
+        (LLAVAS["llava-1.5"], (40, 40), 1, (0, 1)),  # a class token before the patches
     ],
     ids=["windows", "frames", "resampler", "class token"],
 )
@@ -182,7 +182,7 @@ def test_a_smaller_picture_is_smaller_for_answer_and_foil(tmp_path):
 def test_what_cannot_be_looked_at_says_so(tmp_path):
     tiny = GRID_MODEL
     model, processor = tiny.model(), tiny.processor(tmp_path)
-    with pytest.raises(ValueError, match="no vision layer 3; expected 0 to 2"):
+    with pytest.raises(ValueError, match="no vision layer 3; expected 0 to 2, the last that the model reads"):
         Viewer(model, processor, vision_layers=[0, 3])
     for wrong in ((0.5,), (1, 0), (1, -0.5), (1, 1.5), (1, 0.5, 0.5), ()):
         with pytest.raises(ValueError, match="expected 1 .* and smaller shares"):

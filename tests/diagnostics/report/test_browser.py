@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,65 @@ def test_tab_reaches_every_control_and_enter_switches_the_language(
 def test_a_phone_scrolls_one_way_only(report: Path, driver: webdriver.Chrome):
     resize(driver, 390)
     assert driver.execute_script("return document.documentElement.scrollWidth") == 390
+
+
+@pytest.fixture
+def best(driver: webdriver.Chrome, tmp_path: Path) -> None:
+    """Of a run whose best model, of step 5, was loaded at its end; one probe of each group was judged nowhere."""
+    of = probes(tmp_path, per_group=2)
+    of = [replace(one, foil=None) if one.id.endswith("-1") else one for one in of]
+    walk = {step: records(of, step) for step in (0, 5, 10)}
+    now = {name: replace(one, step=20, model="run: the best, checkpoint-5") for name, one in walk[5].items()}
+    for made in (*walk.values(), now):
+        for one in of:
+            if one.foil is None:
+                scores = replace(made[one.id].scores, foil_nats=None)
+                made[one.id] = replace(made[one.id], scores=scores)
+    pairs, evolution = pair_all(of, walk[0], now), evolution_of(walk)
+    comparison = {**comparison_of(pairs), "series": series_of(of, evolution)}
+    (tmp_path / "index.html").write_text(
+        report_html(comparison, pairs, evolution=evolution), encoding="utf-8"
+    )
+    driver.get((tmp_path / "index.html").as_uri())
+
+
+def listed(driver: webdriver.Chrome, outcome: str) -> list[str]:
+    return driver.execute_script(
+        "const one = document.getElementById('outcome'); one.value = arguments[0]; one.onchange({target: one});"
+        "return [...document.querySelectorAll('#probes .probe')].map((node) => node.probe.id)",
+        outcome,
+    )
+
+
+def test_a_probe_that_was_not_judged_is_neither_right_nor_wrong(best: None, driver: webdriver.Chrome):
+    every = listed(driver, "")
+    found = {outcome: listed(driver, outcome) for outcome in ("right", "wrong", "gained", "lost")}
+    assert len(every) == 4 and not [one for ids in found.values() for one in ids if one.endswith("-1")]
+    assert sorted(found["right"] + found["wrong"]) == sorted(one for one in every if one.endswith("-0"))
+
+
+def test_a_best_model_stands_behind_the_last_step_of_the_slider(best: None, driver: webdriver.Chrome):
+    seen = driver.execute_script(
+        "const card = document.querySelector('.probe'), range = card.querySelector('input[type=range]');"
+        "const look = () => [Number(range.value), card.querySelector('.reel output').innerText,"
+        "                    card.querySelectorAll('figcaption')[2].firstChild.innerText,"
+        "                    getComputedStyle(card.querySelector('.here')).visibility];"
+        "const at = (value) => { range.value = value; range.oninput(); return look(); };"
+        "return [look(), at(2), at(0), at(3)]"
+    )
+    assert [[value, said.split(" ·")[0], panel, ring] for value, said, panel, ring in seen] == [
+        [3, "steps 0 to 10", "now", "hidden"],
+        [2, "step 10", "step 10", "visible"],
+        [0, "step 0", "step 0", "visible"],
+        [3, "now", "now", "hidden"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0, "0 %"), (0.0004, "<0.1 %"), (0.025, "2.5 %"), (0.41, "41 %"), (0.9996, ">99.9 %"), (1, "100 %")],
+)
+def test_few_are_not_none_and_almost_all_are_not_all(
+    best: None, driver: webdriver.Chrome, share: float, words: str
+):
+    assert driver.execute_script("return percent(arguments[0])", share) == words

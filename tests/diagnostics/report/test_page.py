@@ -552,3 +552,19 @@ def test_maps_without_sinks_are_there_where_a_record_has_sinks(tmp_path: Path) -
     assert density(second) == pytest.approx([0.0625, 0.75, 0.0625, 0.0625, 0.0625], abs=0.005)
     assert density(second["bare"]) == pytest.approx([0.25, 0, 0.25, 0.25, 0.25], abs=0.005)
     assert density(first["bare"]) == pytest.approx(density(first), abs=0.005)
+
+
+def test_it_says_where_now_is_not_the_last_checkpoint(tmp_path: Path) -> None:
+    """As of the best model, which a run loads at its end."""
+    of, content, pairs = small(tmp_path)
+    series = series_of(of, evolution_of({step: records(of, step) for step in (0, 5, 10)}))
+    for model, is_told in (("run: the best, checkpoint-5", True), (series["names"][-1], False)):
+        made = {**content, "series": series, "after": {"model": model, "step": 20}}
+        assert ("“Now” is not the model of the last checkpoint" in report_html(made, pairs)) == is_told
+        assert ("“现在”不是最后一个检查点的模型" in report_page.report_html(made, pairs)) == is_told
+        assert data(report_html(made, pairs))["now_is_last"] != is_told
+
+
+def test_no_page_says_that_its_probes_were_held_out(page: str) -> None:
+    """Where they were not, the verdict says so; what stands on every page cannot know it."""
+    assert "held out" not in page and page.count("is known to be in the training data") == 2

@@ -109,6 +109,9 @@ class InventedFamily:
     def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         return {"position_ids": restarting_positions(samples)[None]}
 
+    def not_read(self, config: Any) -> tuple[str, ...]:
+        return tower.not_read(self.paths, config, "post_layernorm")
+
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:

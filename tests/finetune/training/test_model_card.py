@@ -31,22 +31,29 @@ def group(verdict: str, **more: Any) -> dict[str, Any]:
     return made | {"margin_nats": {"before": -5.28, "after": 4.5}} | more
 
 
+def judged_by(legs: dict[str, Any]) -> dict[str, Any]:
+    """Legs, and the reasons of a verdict that rests on them."""
+    made = {name: {"holds": holds, "reason": f"{name} {holds}."} for name, holds in legs.items()}
+    return {"legs": made, "reasons": [leg["reason"] for leg in made.values()]}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run with a comparison of step 330, and pictures of a guard and of a target."""
     out = tmp_path / "home-of-alice" / "towers"
     groups = {
-        "retention": group("kept", legs={name: {"holds": True} for name in LEGS}),
+        "retention": group("kept", **judged_by(dict.fromkeys(LEGS, True)) | {"reasons": ["40 of 40."]}),
         "sphere|building": group(
             "corrected, not by looking",
             enrichment={"before": 15.74, "after": 25.99},
             occlusion_nats=None,
-            legs={name: {"holds": holds} for name, holds in LEGS.items()},
+            **judged_by(LEGS),
         ),
     }
     probes = [{"id": "r-0", "group": "retention"}, {"id": "s-0", "group": "sphere|building"}]
     after = {"model": f"{out} at step 330", "step": 330}
-    comparison = {"version": 1, "after": after, "groups": groups, "probes": probes}
+    before = {"model": MARKS["model_name_or_path"], "step": 0}
+    comparison = {"version": 1, "before": before, "after": after, "groups": groups, "probes": probes}
     (out / "comparison").mkdir(parents=True)
     (out / "comparison" / "comparison.json").write_text(json.dumps(comparison))
     for probe in probes:
@@ -237,12 +244,75 @@ def test_a_share_that_is_no_number_is_left_out_of_the_card(share: Any) -> None:
 
 
 def test_a_leg_that_neither_holds_nor_fails_is_left_out() -> None:
-    assert (
-        model_card._legs(
-            {"legs": {"answers": {"holds": []}, "cause": {"holds": 1}, "picture": {"holds": None}}}
-        )
-        == "picture –"
+    assert model_card._legs(judged_by({"answers": [], "cause": 1, "picture": None})) == "picture –"
+
+
+def rewritten(run: Path, group: str, **changed: Any) -> str:
+    """The card after a group of the comparison was changed."""
+    path = run / "comparison" / "comparison.json"
+    content = json.loads(path.read_text())
+    content["groups"][group].update(changed)
+    path.write_text(json.dumps(content))
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    return written(run)[1]
+
+
+@pytest.mark.parametrize("verdict", ["not held out", "too few probes"])
+def test_legs_that_no_verdict_rests_on_are_not_shown(run: Path, verdict: str):
+    """As of probes that were trained on: what their legs say shows nothing, however many hold."""
+    held = judged_by(dict.fromkeys(LEGS, True))
+    reason = "In 12 of 40 probes a picture is in the training data, the first is s_0: what was trained on says nothing."
+    text = rewritten(run, "sphere|building", **held | {"verdict": verdict, "reasons": [reason]})
+    assert "✓" not in text and f"| **{verdict}** |" in text
+    told = (
+        "- sphere\\|building: In 12 of 40 probes a picture is in the training data, the first is s\\_0: what"
     )
+    assert (told in text) == (verdict == "not held out")
+
+
+def test_no_card_says_that_its_probes_were_not_trained_on(run: Path):
+    """A comparison does not know it of every group: where answers were lost, the verdict says that."""
+    text = rewritten(run, "retention", verdict="forgot", reasons=["Right answers fell."])
+    assert (
+        "not trained on" not in text
+        and "no correction is claimed where one of them is known to be in" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        ({"images": 40, "probes": 40}, "0 % → 92.7 % |"),
+        ({"images": 25, "probes": 124}, "0 % → 92.7 %, 64 % by picture |"),
+        ({"images": 25, "probes": 124, "pictures_right": {"after": "64"}}, "0 % → 92.7 % |"),
+    ],
+    ids=["a picture each", "shared pictures", "a share that is no number"],
+)
+def test_where_probes_share_pictures_both_shares_are_told(run: Path, accuracy: dict[str, Any], words: str):
+    found = {"before": 0.0, "after": 0.9274, "pictures_right": {"before": 0.0, "after": 0.64}} | accuracy
+    assert f"| sphere\\|building | 40 | {words}" in rewritten(run, "sphere|building", accuracy=found)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("/home/alice/towers/checkpoint-110", "`checkpoint-110` of `towers`"),
+        ("/home/alice/towers at step 110", "`towers` at step 110"),
+        ("/home/alice/towers: the best, checkpoint-220", "`checkpoint-220` of `towers`"),
+        ("/home/alice/base with the adapter /home/alice/cats", "`base` with the adapter `cats`"),
+        ("Qwen/Qwen-VL-Chat", "`Qwen/Qwen-VL-Chat`"),
+        ("/home/a`li\nce/![x](http://other.invalid)", "`other.invalid)`"),
+        (None, "a model that is not recorded"),
+    ],
+)
+def test_what_the_weights_were_compared_with_is_named(run: Path, model: Any, words: str):
+    path = run / "comparison" / "comparison.json"
+    content = json.loads(path.read_text()) | {"before": {"model": model, "step": 0}}
+    path.write_text(json.dumps(content))
+    judged_after(path, str(run), 1)
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    text = written(run)[1]
+    assert f"Before is {words}, after are these weights." in text and "alice/" not in text
 
 
 def trained_on(folder: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from finetune.families.base import encode_for_training, learned_elsewhere
 from finetune.families.parts.box_answers import writing_of
@@ -151,7 +152,7 @@ def previewed(family: Any, *conversations: Conversation) -> str:
     dataset: Any = Dataset()
     dataset.family, dataset.processor, dataset.conversations = family, processor, conversations
     nothing: Any = None
-    return Preview(nothing, dataset, nothing, False, torch.float32).samples()
+    return Preview(nn.Module(), dataset, nothing, False, torch.float32).samples()
 
 
 def test_answers_that_are_learned_in_another_context_than_generated_are_told():
