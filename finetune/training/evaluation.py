@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 FAILURES = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
 MOST_CHARACTERS_SHOWN = 400
 MOST_FRAMES_SHOWN = 4  # of a video
+BOX_METRICS = ("eval_box_accuracy", "eval_box_iou", "eval_box_pointing")
+"""What an evaluation gives where answers are boxes."""
 
 
 class Question(NamedTuple):
@@ -317,8 +319,8 @@ class GenerateAtEvaluation(TrainerCallback):
         eval/box_pointing                share whose centre lies within the right box, [0, 1]; all three by source too
         answers/boxes                    what is wrong with boxes, in words
 
-    ``eval_exact_match`` and ``eval_box_accuracy`` join the evaluation's metrics too, so
-    ``--metric_for_best_model exact_match`` finds it.
+    ``eval_exact_match`` and ``BOX_METRICS`` join the evaluation's metrics too, so ``--metric_for_best_model
+    exact_match`` finds it.
 
     Processes split the questions. Under ZeRO-3 a forward pass needs every process, so all of them answer all
     questions together. A failure is logged once, and training continues.
@@ -356,11 +358,10 @@ class GenerateAtEvaluation(TrainerCallback):
         failure = next((failure for _, failure in outcomes if failure is not None), None)
         if failure is not None:
             self._report("answers could not be generated", failure)
-            event["metrics"]["eval_exact_match"] = (
-                math.nan
-            )  # never the best checkpoint, and metric_for_best_model finds the key
-            if any(question.box is not None for question in self.questions):
-                event["metrics"]["eval_box_accuracy"] = math.nan
+            # Never the best checkpoint, and metric_for_best_model finds each that this data gives.
+            has_boxes = any(question.box is not None for question in self.questions)
+            names = ["eval_exact_match", *(BOX_METRICS if has_boxes else ())]
+            event["metrics"].update(dict.fromkeys(names, math.nan))
             return
         answers = sorted(answer for answers, _ in outcomes for answer in answers)
         counts = exact_match(self.questions, answers)
@@ -506,7 +507,7 @@ def answer_table(questions: Sequence[Question], answers: Sequence[Answer]) -> st
 
 
 def box_metrics(boxes: Mapping[str, BoxScores]) -> dict[str, float]:
-    """Of all sources together, each answer counting once; {} where no answer is a box."""
+    """``BOX_METRICS`` of all sources together, each answer counting once; {} where no answer is a box."""
     asked = sum(scores.asked for scores in boxes.values())
     if not asked:
         return {}

@@ -129,7 +129,7 @@ def begun(marks: Mapping[str, Any], before: Lineage | None, step: int) -> Lineag
         after = earlier[-1].end if marks.get(OUTSIDE) else None
         return Lineage(earlier, (Stint(after or 0, marks),))
     kept = [one for one in before.stints if one.after < step]
-    if kept and kept[-1].whole and data_of(kept[-1].marks) == data_of(marks):
+    if kept and kept[-1].whole and _choice(kept[-1].marks) == _choice(marks):
         return before._replace(stints=tuple(kept))
     return before._replace(stints=(*kept, Stint(step, marks)))
 
@@ -138,6 +138,22 @@ def data_of(marks: Mapping[str, Any]) -> dict[str, Any]:
     """Those marks that say what was trained on."""
     flags = ("data_path", "data", "corrective_data", "replay_data", "data_fraction", "data_fraction_of")
     return {name: value for name, value in marks.items() if name.partition(" ")[0] in flags}
+
+
+def _choice(marks: Mapping[str, Any]) -> dict[str, Any]:
+    """What was trained on, and what decides which samples and pictures of it: others of the same files are other data.
+
+    With --data_fraction, a subset is drawn by the seed and by a source's place among the others.
+    """
+    found = {**data_of(marks), "image_folder": marks.get("image_folder")}
+    if marks.get("data_fraction") is not None:
+        seed, of_data = marks.get("seed"), marks.get("data_seed")
+        places = [name for name in marks if name.partition(" ")[0] in ("corrective_data", "replay_data")]
+        found |= {"seed": seed if of_data is None else of_data, "places": places}
+    if marks.get("on_bad_sample") == "drop":  # what is too long is left out
+        limits = ("on_bad_sample", "model_max_length", "min_pixels", "max_pixels")
+        found |= {name: marks.get(name) for name in limits}
+    return found
 
 
 def recorded_run_of(weights: Path) -> Path | None:

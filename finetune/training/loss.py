@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from finetune.data.lengths import IGNORED
-from finetune.distributed import reduced
+from finetune.distributed import gathered, reduced
 
 
 def token_nats(
@@ -65,12 +65,17 @@ class Tally:
 
     Means are over tokens, not batches: 2 tokens of 1 nat in one batch and 1 token of 4 nats in
     another have a mean of 2 nats, not of 2.5.
+
+    Nats add up in fp64: in fp32, a sum of 65,536 nats takes in a token of .001 as nothing. Where the device has no
+    fp64, the sum is on the CPU, and a batch comes there as its sums by source.
     """
 
     def __init__(self, sources: int, device: torch.device) -> None:
+        on_device = _has_fp64(device)
+        self.batch_dtype = torch.float64 if on_device else torch.float32
         self.samples = torch.zeros(sources, dtype=torch.long, device=device)
         self.tokens = torch.zeros(sources, dtype=torch.long, device=device)
-        self.nats = torch.zeros(sources, device=device)
+        self.nats = torch.zeros(sources, dtype=torch.float64, device=device if on_device else "cpu")
 
     def add(
         self,
@@ -78,15 +83,28 @@ class Tally:
         token_sources: Int[Tensor, "trained"],
         sample_sources: Int[Tensor, "samples"],
     ) -> None:
-        self.nats.index_add_(0, token_sources, nats.detach().to(self.nats))
+        of_batch = torch.zeros(len(self.nats), dtype=self.batch_dtype, device=nats.device)
+        of_batch.index_add_(0, token_sources, nats.detach().to(of_batch))
+        self.nats += of_batch.to(self.nats)
         self.tokens.index_add_(0, token_sources, torch.ones_like(token_sources))
         self.samples.index_add_(0, sample_sources, torch.ones_like(sample_sources))
 
     def taken(self) -> Totals:
         """The totals over all processes, then reset. Every process must call this."""
-        for values in (self.samples, self.tokens, self.nats):
+        for values in (self.samples, self.tokens):
             reduced(values)
-        totals = Totals(self.samples.tolist(), self.tokens.tolist(), self.nats.tolist())
+        every = gathered(self.nats.tolist())  # on the CPU they may be where processes exchange no tensors
+        nats = [sum(column) for column in zip(*every, strict=True)]
+        totals = Totals(self.samples.tolist(), self.tokens.tolist(), nats)
         for values in (self.samples, self.tokens, self.nats):
             values.zero_()
         return totals
+
+
+def _has_fp64(device: torch.device) -> bool:
+    """Apple's devices have none (TypeError), nor do some of Intel's (RuntimeError)."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).add_(1)
+    except (TypeError, RuntimeError):
+        return False
+    return True

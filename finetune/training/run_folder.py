@@ -88,9 +88,13 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
         * world_size,
         "deepspeed": bool(training.deepspeed),
     }
-    for name in ("corrective_data", "replay_data"):
-        for text in getattr(data, name) or ():
-            marks |= _source_marks(name, text, names_alone=data.streaming)
+    given = [
+        (flag, text) for flag in ("corrective_data", "replay_data") for text in getattr(data, flag) or ()
+    ]
+    for flag, text in given:
+        marks |= _source_marks(flag, text, names_alone=data.streaming)
+    if len(given) > 1:
+        marks["order of the sources"] = [_place(str(parse_source(text).path)) for _, text in given]
     marks |= {
         name: value
         for name, value in vars(arguments.adaptation).items()
@@ -124,6 +128,7 @@ checkpoint of another folder that a run began with, which it need not name again
 _LATER_MARKS = (
     "stop_when", "stop_patience", "evaluation data", "evaluation data sha256", "model weights", "eval_strategy",
     "eval_steps", "eval_delay", "save_strategy", "save_steps", "eval_generate", "eval_max_new_tokens",
+    "order of the sources",
 )  # fmt: skip
 """They came later, or are there in some runs alone: where either side lacks one, that is no difference."""
 
@@ -504,6 +509,11 @@ def damage(checkpoint: Path, *, ours: bool) -> str | None:
     if not [path for pattern in OPTIMIZER_FILES for path in checkpoint.glob(pattern)]:
         return "holds no optimizer state (was it saved with --save_only_model True?)"
     return None
+
+
+def is_marked(checkpoint: Path) -> bool:
+    """Was this checkpoint written to its end?"""
+    return _read_marker(checkpoint) is not None
 
 
 def _read_marker(checkpoint: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import IntervalStrategy, seed_worker
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, seed_worker
 from transformers.utils import logging
 
 from finetune.data import kept_samples
@@ -25,7 +25,7 @@ from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDatase
 from finetune.data.look import LookBatch
 from finetune.data.packing import needs_one_row
 from finetune.data.schedule import Schedule, StepShape
-from finetune.distributed import joined, local_processes, reduced
+from finetune.distributed import joined, local_processes, reduced, say
 from finetune.families.base import Family
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
@@ -33,7 +33,7 @@ from finetune.model.adaptation import Rates, component_of
 from finetune.model.free_memory import available_bytes
 from finetune.model.untouched import untouched
 from finetune.samples.listing import shown
-from finetune.training import frozen_tower, library_log, loss, optimizer, pickles
+from finetune.training import best_checkpoint, frozen_tower, library_log, loss, optimizer, pickles, preview
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
 from finetune.training.look_steps import LANGUAGE_LOSS, Judge, LookSteps
@@ -156,9 +156,11 @@ class FinetuneTrainer(SavingTrainer):
         self.trained = self.evaluated = self._tally(self._dataset)
         self.judged = self._dataset
         self.samples_by_source = np.zeros(len(self.names), np.int64)
+        self.samples_before = 0  # trained before this start
         self.clock = Clock(lambda: self._dataset.seconds_ahead)
         self.batches: list[Batch] = []
         self.left_out: set[str] = set()
+        self.not_evaluated: set[str] = set()
         self.said_zero = False
         self.step_tokens: list[int] = []  # trained in this process by each step since the last log
         self.empty_steps = 0
@@ -197,15 +199,8 @@ class FinetuneTrainer(SavingTrainer):
     # --- data ------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> DataLoader:
         dataset, args = self._dataset, self.args
-        self.schedule = Schedule(
-            dataset.mixture.order,
-            self._shape(self._train_batch_size, args.gradient_accumulation_steps),
-            tokens=None if dataset.lengths is None else dataset.lengths.tokens,
-            capacity=dataset.max_length if self.packing else None,
-            strategy=args.train_sampling_strategy,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
+        shape = self._shape(self._train_batch_size, args.gradient_accumulation_steps)
+        self.schedule = preview.schedule_of(dataset, args, shape, packing=self.packing)
         return self._loader(dataset, self.schedule, self.packed, args.dataloader_persistent_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -313,10 +308,12 @@ class FinetuneTrainer(SavingTrainer):
         # A checkpoint's state brings its own intervals of logging, evaluating and saving along.
         self.state.compute_steps(self.args, max_steps)
         self.lacks_evaluation_of = resume_from_checkpoint if self._lacks_evaluation() else None
+        self._check_best(resume_from_checkpoint)
         step, source_of = self.state.global_step, self._dataset.source_of
         self.samples_by_source[:] = 0
         for samples in self.schedule.trained(step):
             self.samples_by_source += np.bincount(source_of[samples], minlength=len(self.names))
+        self.samples_before = int(self.samples_by_source.sum())
         self.trained = self._tally(self._dataset)
         self.step_tokens.clear()
         if self.looking is not None:
@@ -326,6 +323,22 @@ class FinetuneTrainer(SavingTrainer):
         epoch, steps_done = self.schedule.place(step)
         skipped = 0 if self.args.ignore_data_skip else steps_done * self.args.gradient_accumulation_steps
         return epoch, skipped
+
+    def _check_best(self, resumed_from: str | None) -> None:
+        """Say which evaluations choose the best model, and of a run that goes on, put right which one is the best."""
+        args, state, metric = self.args, self.state, self.args.metric_for_best_model
+        by_steps = args.save_strategy == SaveStrategy.STEPS and args.eval_strategy == IntervalStrategy.STEPS
+        if args.load_best_model_at_end and by_steps and state.eval_steps != state.save_steps:
+            say(
+                "--load_best_model_at_end True: the best is chosen among checkpoints (--save_steps "
+                f"{state.save_steps}); evaluations between them (--eval_steps {state.eval_steps}) choose nothing, "
+                "because no weights are kept there"
+            )
+        if resumed_from is not None and metric is not None:
+            name, greater = f"eval_{metric.removeprefix('eval_')}", bool(args.greater_is_better)
+            words = best_checkpoint.put_right(state, Path(resumed_from), name, greater=greater)
+            if words and args.load_best_model_at_end:
+                say(words)
 
     def _lacks_evaluation(self) -> bool:
         """Was an evaluation due at the step that is resumed from, and none made, because the run was stopped there?"""
@@ -348,17 +361,34 @@ class FinetuneTrainer(SavingTrainer):
             return
         with self._memory_named():
             metrics = self._evaluate(None, None)
+        will_save, self.control.should_save = self.control.should_save, self._was_due_to_save()
         if self._determine_best_metric(metrics, None):
             self.state.best_model_checkpoint = checkpoint
+        self.control.should_save = will_save
+
+    def _was_due_to_save(self) -> bool:
+        """Would the run have saved the checkpoint that it resumes from, had no signal stopped it there? One that would
+        not must not become the best: the run would end with other weights than one that was left alone."""
+        step, strategy = self.state.global_step, self.args.save_strategy
+        if strategy == SaveStrategy.STEPS and step % self.state.save_steps == 0:
+            return True
+        at_end_of_epoch = strategy == SaveStrategy.EPOCH and self.schedule.place(step)[1] == 0
+        return at_end_of_epoch or step >= self.state.max_steps
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Raises TrainingError for a metric that this evaluation does not have: boxes where no answer is one, say."""
+        """Is this the best evaluation of a checkpoint? One between checkpoints is none, however good: its weights are
+        not kept, and a worse checkpoint would have to beat it.
+
+        Raises TrainingError for a metric that this evaluation does not have: boxes where no answer is one, say.
+        """
         name = self.args.metric_for_best_model
         if name is not None and f"eval_{name.removeprefix('eval_')}" not in metrics:
             there = ", ".join(one.removeprefix("eval_") for one in metrics if one.startswith("eval_"))
             raise TrainingError(
                 f"--metric_for_best_model: found {name}, expected one that the evaluation of this data gives: {there}"
             )
+        if not self.control.should_save and self.args.save_strategy != SaveStrategy.BEST:
+            return False
         return super()._determine_best_metric(metrics, trial)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -485,6 +515,8 @@ class FinetuneTrainer(SavingTrainer):
                 "\n".join([*listed, "correct these samples, or leave them out: --on_bad_sample drop"])
             )
         self.left_out.update(faults)
+        if not training:
+            self.not_evaluated.update(faults)
         if training and self.gradients.watching:
             has_samples = bool(len(batch.about["samples"]))
             self.gradients.saw_batch(pictures=bool(batch.about["pictures"]), samples=has_samples)
@@ -569,8 +601,17 @@ class FinetuneTrainer(SavingTrainer):
                 self, "_initial_global_step"
             ):  # transformers 5.17 divides by the steps of all starts
                 logs["train_loss"] *= self.state.global_step / max(steps, 1)
+            self._count_samples(logs)
             _spread(logs, "train_loss", steps, self.empty_steps + self._empty_steps_taken())
         super().log(logs, start_time)
+
+    def _count_samples(self, logs: dict[str, float]) -> None:
+        """The samples a second that were trained since this start: transformers counts packed rows where it knows the
+        steps of a run, and an epoch's samples by those of the data."""
+        self.samples_by_source += self.trained.taken().samples
+        trained, seconds = int(self.samples_by_source.sum()) - self.samples_before, logs["train_runtime"]
+        if seconds:
+            logs["train_samples_per_second"] = round(trained / seconds, 3)
 
     def _empty_steps_taken(self) -> int:
         """Steps since the last log whose samples were all left out; their loss of 0 must not enter the mean."""
@@ -608,12 +649,26 @@ class FinetuneTrainer(SavingTrainer):
         """transformers' evaluation, with the loss averaged over tokens instead of batches, and by source."""
         prefix, names = kwargs.get("metric_key_prefix", "eval"), self.judged.mixture.names
         self.evaluated = self._tally(self.judged)
+        self.not_evaluated.clear()
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         totals = self.evaluated.taken()
+        if not sum(totals.tokens):
+            raise TrainingError(self._nothing_evaluated())
         output.metrics[f"{prefix}_loss"] = totals.mean_nats
         if len(names) > 1:
             output.metrics.update(totals.by_source(names, f"{prefix}_"))
         return output
+
+    def _nothing_evaluated(self) -> str:
+        faults = sorted({*joined([*self.not_evaluated])})
+        return "\n".join(
+            [
+                f"--eval_data_path: found none that can be evaluated among {len(self.judged):,} samples, expected at "
+                "least one:",
+                *shown(faults, MOST_NAMES_SHOWN),
+                "correct these samples, give others, or evaluate nothing (--eval_strategy no)",
+            ]
+        )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; what a checkpoint holds is read without running code in it."""

@@ -379,7 +379,7 @@ def test_a_failed_evaluation_of_boxes_is_never_the_best(loaded, pictures: list[P
     callback._answered_by_all = lambda *_: [([], RuntimeError("out of memory"))]  # type: ignore[method-assign]
     metrics: dict[str, float] = {}
     callback.on_evaluate(None, SimpleNamespace(), None, model=loaded[0], metrics=metrics)  # type: ignore[arg-type]
-    assert metrics.keys() == {"eval_exact_match", "eval_box_accuracy"}
+    assert metrics.keys() == {"eval_exact_match", "eval_box_accuracy", "eval_box_iou", "eval_box_pointing"}
     assert all(math.isnan(value) for value in metrics.values())
 
 

@@ -57,6 +57,39 @@ def test_other_data_is_added_with_the_step_from_which_it_was_trained_on(tmp_path
     assert spans(run_folder.lineage_of(trained(run, DOGS))) == [(0, "dogs", True)]  # begun anew
 
 
+@pytest.mark.parametrize(
+    ("began", "changed"),
+    [
+        ({"data_fraction": 0.25, "seed": 42}, {"seed": 7}),
+        ({"data_fraction": 0.25, "seed": 42, "data_seed": 1}, {"data_seed": None}),
+        ({"on_bad_sample": "drop", "model_max_length": 90}, {"model_max_length": 70}),
+        ({"on_bad_sample": "drop", "model_max_length": 90}, {"on_bad_sample": "shrink"}),
+        ({"image_folder": "/pictures"}, {"image_folder": "/others"}),
+    ],
+)
+def test_other_samples_of_the_same_files_are_other_data(tmp_path: Path, began: dict, changed: dict):
+    run = trained(tmp_path / "run", CATS | began, 10)
+    trained(run, CATS | began | {"learning_rate": 1e-3}, 15)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True)]
+    trained(run, CATS | began | changed)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True), (15, "cats", True)]
+
+
+def test_a_fraction_of_sources_in_another_order_is_other_data(tmp_path: Path):
+    """What it keeps of each goes by its place; a run without a fraction has all of each."""
+    b, c = ({f"corrective_data /{name}.json": {"share": None, "repeat": 1}} for name in "bc")
+    for name, fraction, stints in (("part", 0.5, 2), ("whole", None, 1)):
+        run = trained(tmp_path / name, CATS | {"data_fraction": fraction} | b | c, 10)
+        trained(run, CATS | {"data_fraction": fraction} | c | b)
+        assert len(spans(run_folder.lineage_of(run))) == stints
+
+
+def test_another_seed_without_a_fraction_is_the_same_data(tmp_path: Path):
+    run = trained(tmp_path / "run", CATS | {"seed": 42}, 10)
+    trained(run, CATS | {"seed": 7})
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True)]
+
+
 def test_a_run_of_an_earlier_release_does_not_know_whether_there_was_other_data(tmp_path: Path):
     run = trained(tmp_path / "run", CATS, 10)
     content = json.loads((run / "run.json").read_text())

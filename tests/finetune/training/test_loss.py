@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finetune.training import loss as loss_module
 from finetune.training.loss import Tally, step_loss, token_nats
 
 
@@ -52,3 +53,15 @@ def test_a_tally_is_a_mean_over_tokens_by_source_and_resets():
     named = totals.by_source(["base", "replay", "spheres"], "eval_")
     assert named == {"eval_loss by source/base": pytest.approx(8 / 3), "eval_loss by source/spheres": 1.0}
     assert tally.taken() == ([0, 0, 0], [0, 0, 0], [0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("has_fp64", [True, False])
+def test_small_losses_count_beside_a_large_sum(monkeypatch: pytest.MonkeyPatch, has_fp64: bool):
+    """In fp32, 65,536 nats and 0.001 are 65,536: a thousand tokens of a well-learned answer would weigh nothing."""
+    monkeypatch.setattr(loss_module, "_has_fp64", lambda device: has_fp64)
+    tally = Tally(2, torch.device("cpu"))
+    tally.add(torch.tensor([65_536.0]), torch.tensor([1]), torch.tensor([1]))
+    for _ in range(10):
+        tally.add(torch.full((100,), 0.001), torch.ones(100, dtype=torch.long), torch.tensor([1]))
+    totals = tally.taken()
+    assert totals.nats == [0.0, pytest.approx(65_537, abs=1e-4)] and totals.tokens == [0, 1001]

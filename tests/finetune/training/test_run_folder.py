@@ -282,6 +282,30 @@ def test_the_fingerprint_knows_model_data_and_flags(tmp_path: Path, monkeypatch:
         ]
 
 
+def test_sources_in_another_order_are_another_run(tmp_path: Path):
+    """Which sample stands where, and what --data_fraction keeps, goes by a source's place among the others."""
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.json").write_text(f'["{name}"]')
+
+    def marks(*sources: str, flag: str = "--corrective_data") -> dict:
+        given = [str(tmp_path / f"{name}.json:x2") for name in sources]
+        flags = ["--model_name_or_path", "m", "--data_path", str(tmp_path / "a.json"), flag, *given]
+        return run_folder.fingerprint(parse(flags)[0], 1)
+
+    for flag in ("--corrective_data", "--replay_data"):
+        before, now = marks("b", "c", flag=flag), marks("c", "b", flag=flag)
+        run_folder.write_run(tmp_path / flag, before, finished=False)
+        assert start(tmp_path / flag, before).how == "new"
+        with pytest.raises(
+            ValueError, match=r"order of the sources: \[.*b\.json.*c\.json.*there, .*c\.json.*b\.json"
+        ):
+            start(tmp_path / flag, now)
+        del before["order of the sources"]  # of a release that did not write it down
+        run_folder.write_run(tmp_path / flag, before, finished=False)
+        assert start(tmp_path / flag, marks("b", "c", flag=flag)).how == "new"
+    assert "order of the sources" not in marks("b")
+
+
 def test_a_run_of_an_earlier_release_resumes(tmp_path: Path):
     """Its marks lack the flags that came later; those have their default now."""
     data = tmp_path / "d.json"

@@ -21,6 +21,7 @@ from finetune.samples.source import read
 from finetune.training import lineage, run_folder
 from finetune.training import trainer as trainer_module
 from finetune.training.guards import TrainingError
+from finetune.training.preview import Preview
 from finetune.training.trainer import BatchError, FinetuneTrainer, build_trainer
 from tests.finetune.conftest import write_data
 from tests.flash_standin import standing_in, using
@@ -247,6 +248,37 @@ def test_a_packed_run_resumes_exactly_in_its_second_epoch(
     assert (last["samples by source/base"], last["samples by source/spheres"]) == (24, 12)
 
 
+@pytest.mark.parametrize("epochs", [{}, {"num_train_epochs": 3.0, "max_steps": -1}])
+def test_samples_a_second_are_samples_of_this_start(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, epochs: dict[str, Any]
+):
+    """Not packed rows, and not those of steps before the checkpoint."""
+    settings = {"packing": True, "per_device_train_batch_size": 1, "max_steps": 5, "save_strategy": "steps"}
+    trainer = make(checkpoint_folder, dataset, tmp_path, save_steps=2, **{**settings, **epochs})
+    for resumed_from, before in ((None, 0), (str(tmp_path / "checkpoint-2"), 2)):
+        metrics = trainer.train(resume_from_checkpoint=resumed_from).metrics
+        last = trainer.state.global_step
+        trained = [sum(map(len, trainer.schedule.trained(step))) for step in (before, last)]
+        assert trained[1] - trained[0] > last - before  # rows
+        expected = (trained[1] - trained[0]) / metrics["train_runtime"]
+        assert metrics["train_samples_per_second"] == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential"])
+def test_the_steps_that_are_told_before_are_those_that_are_trained(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, strategy: str
+):
+    dataset.max_length = 240  # rows of which the order decides how many there are
+    trainer = make(
+        checkpoint_folder, dataset, tmp_path, packing=True, per_device_train_batch_size=1, data_seed=9, max_steps=-1,
+        train_sampling_strategy=strategy,
+    )  # fmt: skip
+    trainer.get_train_dataloader()
+    told = Preview(trainer.model, dataset, trainer.args, True, torch.float32).steps()
+    steps = {"random": 6, "sequential": 5}[strategy]
+    assert trainer.schedule.steps(0) == steps and told.startswith(f"{steps} steps per epoch of 12 samples")
+
+
 def test_losses_by_source_are_means_over_their_tokens(
     checkpoint_folder: Path, mixed: ConversationDataset, tmp_path: Path
 ):
@@ -349,6 +381,22 @@ def test_bad_samples_are_left_out_and_reported_at_the_end(
     assert line.startswith("2 samples could not be read, left out:")
     assert "(id 'sample-1')" in line and "(id 'sample-7')" in line
     assert trainer.samples_by_source.tolist() == [20]
+
+
+def test_evaluation_data_of_which_nothing_can_be_read_ends_training_by_name(
+    checkpoint_folder: Path, dataset: ConversationDataset, data_file: Path, tmp_path: Path
+):
+    streamed = read(data_file, streaming=True, say=lambda _: None)
+    evaluation = build_dataset(
+        streamed, dataset.processor, FAMILY, max_length=40, on_bad_sample="drop", streaming=True
+    )
+    trainer = make(checkpoint_folder, dataset, tmp_path, evaluation=evaluation)
+    with pytest.raises(
+        TrainingError,
+        match=r"(?s)--eval_data_path: found none that can be evaluated among 12 samples.*\n  .*data\.json: record 0 "
+        r"\(id 'sample-0'\): 69 tokens, .*over --model_max_length 40\n.*give others",
+    ):
+        trainer.evaluate()
 
 
 def test_a_step_whose_samples_were_all_left_out_logs_no_loss(
