@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -21,7 +22,7 @@ from diagnostics.diagnosis.remedies import Remedy, remedy_of
 from diagnostics.diagnosis.stages import Stage, stage_of
 from diagnostics.diagnosis.states import words_differ
 from diagnostics.diagnosis.thresholds import Thresholds
-from diagnostics.probing.prober import Prober, auto_key_layers
+from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
 from diagnostics.records.probes import KEPT_SHARE, Probe, groups_of
 from diagnostics.records.record import AttentionRecord
@@ -115,6 +116,7 @@ def diagnose_model(
     probe_file: str = "probes.json",
     records: Mapping[str, AttentionRecord] | None = None,
     supervised: Supervised | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Diagnosis:
     """Where does this model lose the right answer, for each group of probes?
 
@@ -123,18 +125,20 @@ def diagnose_model(
               (a monitor's step 0): they are not measured again, but for regions of groups to be kept that are wrong
     supervised   its attention that was trained on, by the notes beside its weights (``trained_on``); records at hand
                  say it themselves
+    batch_size   as for ``Prober``
 
     The model is left as it was, hooks and patches included. Raises ValueError naming the probe that it cannot read, and
     the first whose margin is not finite, and for a model that cannot be measured (``check_measurable``).
     """
     check_measurable(model)
     thresholds, family = thresholds or Thresholds(), family_of(bare_model(model).config)
+    make = partial(Prober, model, processor, probes=probes, batch_size=batch_size)
     if records is None:
-        records = _probed(
-            model, processor, probes, thresholds, name=name, progress=progress, supervised=supervised
-        )
-    else:
-        records = _with_hidden_everywhere(model, processor, probes, records, thresholds, progress=progress)
+        prober = make(key_layers=key_layers_of(model, supervised), depth=ASKED, supervised=supervised)
+        records = _probed(prober, thresholds, name=name, progress=progress)
+    elif lacking := _lacking(records, probes, thresholds):
+        prober = make(key_layers=records[probes[0].id].layers, autocast=_autocast(model))
+        records = _with_hidden(prober, records, lacking, progress=progress)
     check_finite([records[probe.id] for probe in probes])
     groups = groups_of(probes)
     contrasts = {
@@ -193,23 +197,12 @@ def key_layers_of(model: nn.Module, supervised: Supervised | None) -> tuple[int,
 
 
 def _probed(
-    model: nn.Module,
-    processor: Any,
-    probes: Sequence[Probe],
-    thresholds: Thresholds,
-    *,
-    name: str,
-    progress: bool,
-    supervised: Supervised | None,
+    prober: Prober, thresholds: Thresholds, *, name: str, progress: bool
 ) -> dict[str, AttentionRecord]:
     """Every probe with its picture replaced, and the wrong ones of groups at fault with each region hidden too."""
-    key_layers = key_layers_of(model, supervised)
-    prober = Prober(
-        model, processor, key_layers=key_layers, probes=probes, depth=ASKED, supervised=supervised
-    )
     records = {one.probe_id: one for one in prober.run_all(0, name, progress=progress)}
     check_finite([*records.values()])
-    return _with_hidden(prober, records, _wrong(records, probes, thresholds), progress=progress)
+    return _with_hidden(prober, records, _wrong(records, prober.probes, thresholds), progress=progress)
 
 
 def _wrong(
@@ -237,32 +230,23 @@ def _with_hidden(
     return found
 
 
-def _with_hidden_everywhere(
-    model: nn.Module,
-    processor: Any,
-    probes: Sequence[Probe],
-    records: Mapping[str, AttentionRecord],
-    thresholds: Thresholds,
-    *,
-    progress: bool,
-) -> Mapping[str, AttentionRecord]:
-    """The records at hand; of groups to be kept, in which a quick probing hides no region, with those hidden where the
-    group is at fault."""
-    lacking = [
+def _lacking(
+    records: Mapping[str, AttentionRecord], probes: Sequence[Probe], thresholds: Thresholds
+) -> list[Probe]:
+    """Of records at hand, the wrong probes of groups at fault in which a quick probing hid no region: they are, or were
+    called, groups to be kept."""
+    return [
         probe
         for probe in _wrong(records, probes, thresholds)
         if probe.regions and not records[probe.id].interventions
-        if not KEPT_SHARE.keys().isdisjoint(
-            (probe.group, records[probe.id].group)
-        )  # it may be called otherwise now
+        if not KEPT_SHARE.keys().isdisjoint((probe.group, records[probe.id].group))
     ]
-    if not lacking:
-        return records
-    layers, device = records[probes[0].id].layers, next(model.parameters()).device.type
-    # A prober computes in what it is told, and the records at hand are of the precision that surrounds this.
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    prober = Prober(model, processor, key_layers=layers, probes=probes, autocast=autocast)
-    return _with_hidden(prober, records, lacking, progress=progress)
+
+
+def _autocast(model: nn.Module) -> torch.dtype | None:
+    """The mixed precision that surrounds this, of which records at hand are: a prober computes in what it is told."""
+    device = next(model.parameters()).device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def check_finite(records: Sequence[AttentionRecord]) -> None:

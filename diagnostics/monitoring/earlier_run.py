@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from diagnostics.records.identity import ModelMarks, Run, model_difference
 from diagnostics.records.measurement_plan import MeasurementPlan
 from diagnostics.records.probe_marks import probe_differences, probe_marks
 from diagnostics.records.probes import KEPT_SHARE, Probe
+from diagnostics.records.record import AttentionRecord
 from finetune.families import Family
 
 CHECKED_READINGS = 16
@@ -114,27 +115,30 @@ class EarlierRun:
             return None
         return f"an earlier version, which kept no note of its precision, measured it; now it would be {in_words(now)}"
 
+    def _less_was_measured(
+        self, archive: RecordArchive, records: Mapping[str, AttentionRecord]
+    ) -> str | None:
+        """Why a probe's record holds less than this training measures: its group was to be kept, and is called
+        otherwise now."""
+        if archive.measured_kept(0) or not self.depth.kinds:
+            return None
+        for probe in self.probes:
+            called = records[probe.id].group
+            if called in KEPT_SHARE and probe.group not in KEPT_SHARE and probe.foil and probe.regions:
+                return (
+                    f"probe {probe.id} was measured as one of {called}, of which a {self.depth.name} probing hides no "
+                    f"region; call its group {called} again"
+                )
+        return None
+
     def _other_reading(self, archive: RecordArchive) -> str | None:
         """Why the baseline's records do not match what would be measured now: they are broken, or tokenizer, template
         or pixel budget have changed. None if they match."""
         records, faults = whole_records(archive.folder(0), archive.probe_ids)
         if faults:
             return fault_words(faults)
-        for probe in self.probes:
-            called, asks = (
-                records[probe.id].group,
-                self.depth.of(probe).kinds and probe.foil and probe.regions,
-            )
-            if (
-                asks
-                and called in KEPT_SHARE
-                and probe.group != called
-                and not records[probe.id].interventions
-            ):
-                return (
-                    f"probe {probe.id} was measured as one of {called}, of which a {self.depth.name} probing hides no "
-                    f"region; call its group {called} again"
-                )
+        if (renamed := self._less_was_measured(archive, records)) is not None:
+            return renamed
         reader = ProbeEncoder(self.family, self.processor)
         for probe in self.probes[:CHECKED_READINGS]:
             record, now = records[probe.id], reader.layout(probe)

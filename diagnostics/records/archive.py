@@ -140,6 +140,11 @@ class RecordArchive:
         found = (_mark(self.folder(step)) or {}).get(BEST)
         return None if found is None else str(found)
 
+    def measured_kept(self, step: int) -> bool:
+        """Were regions hidden also in groups to be kept? So they were before plans told these groups apart."""
+        measures = (_mark(self.folder(step)) or {}).get("measures")
+        return not isinstance(measures, Mapping) or measures.get("kept", True) is not False
+
     def load(self, step: int) -> dict[str, AttentionRecord]:
         """Every record of a step, by probe."""
         return dict(StoredRecords(self.folder(step), self.probe_ids))

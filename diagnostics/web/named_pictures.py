@@ -13,6 +13,11 @@ _VALUES = {
 _ORDINAL = rf"({'|'.join(_ORDINALS)}|1st|2nd|3rd|[4-9]th)"
 _PICTURE = r"(?:picture|image|photo)"
 _MARK = r"(?:\s*#|\s+no\.|\s+number(?=\s))?\s*"
+_POINTERS = (
+    "the", "this", "that", "an", "a", "one", "last", "next", "other", "whole", "my", "your", "our", "first", "second", "third",
+)  # fmt: skip
+_UNPOINTED = "".join(rf"(?<!\b{word} )" for word in _POINTERS)
+_COUNTED = "个個只隻人条條张張名位匹头頭辆輛座棵朵本件双雙把根块塊群种種"
 _PHRASE_ENDS = r"(?=\s*(?:$|[^\w\s]|(?:and|or|with|in|is|to|from)\b))"
 _PHRASE_ENDS_ZH = r"(?=\s*(?:$|[^\w\s]|[中里裡内內上的和与與跟及或是有显顯呢吗嗎]))"
 _OTHER_SHEETS = (
@@ -22,13 +27,16 @@ _OTHER_SHEETS = (
 _NAMED = re.compile(
     "|".join(
         (
-            rf"{_PICTURE}{_MARK}(\d)(?!\d)",
+            # Not of "in the last image 2 men": behind an article and its kind, a number needs an end.
+            rf"{_UNPOINTED}\b{_PICTURE}{_MARK}(\d)(?!\d)",
+            rf"\b{_PICTURE}{_MARK}(\d)(?!\d){_PHRASE_ENDS}",
             rf"{_PICTURE}s\s*(\d(?!\d)(?:\s*(?:,|&|and|or)\s*\d(?!\d))*)",
             # Not of "in this picture two people": words need a picture without an article, and an end.
-            rf"(?<!\bthe )(?<!\bthis )(?<!\bthat )(?<!\ban )(?<!\ba )(?<!\bone )\b{_PICTURE}{_MARK}"
+            rf"{_UNPOINTED}\b{_PICTURE}{_MARK}"
             rf"({'|'.join(_CARDINALS)})\b(?!\s+of\b){_PHRASE_ENDS}",
             rf"\b{_ORDINAL}(?:\s+(?:and|or)\s+(?:the\s+)?{_ORDINAL})?\s+{_PICTURE}s?\b",
-            r"[图圖]片?\s*(\d)(?!\d)|照片\s*(\d)(?!\d)",
+            # Not of 这张图片2个人.
+            rf"(?:[图圖]片?|照片)\s*(\d)(?!\d)(?!\s*[{_COUNTED}])",
             # Not of 图一共, 图一样, 图三个人.
             rf"(?:[图圖]片?|照片)\s*([{_CHINESE}]){_PHRASE_ENDS_ZH}",
             # 张 counts tables too, and 幅 paintings, which may hang in the picture.

@@ -396,10 +396,14 @@ def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> Json:
 
 
 def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> list[float | None]:
-    """Rounded numbers, but what is not none stays above 0; None for NaN, which JSON has no value for."""
+    """Rounded to so many digits, or to three of its own where that would make none of something: the page adds
+    thousands of them up. None for NaN, which JSON has no value for."""
     exact = values.astype(np.float64)
-    rounded = np.where(exact > 0, np.maximum(np.round(exact, digits), 10.0**-digits), np.round(exact, digits))
-    return [None if value != value else value for value in rounded.tolist()]
+    rounded = np.round(exact, digits)
+    return [
+        None if value != value else value if value or not own else float(f"{own:.3g}")
+        for value, own in zip(rounded.tolist(), exact.tolist(), strict=True)
+    ]
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:

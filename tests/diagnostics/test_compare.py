@@ -253,6 +253,11 @@ def test_the_best_model_of_a_run_is_no_point_on_the_way(tmp_path: Path) -> None:
     (attention / "step-000020" / "complete.json").write_text('{"best": "checkpoint-5"}')
     best = compare_sources(folders[0], folders[-1], tmp_path / "best", between=folders[1:-1])
     assert best["series"]["steps"] == [0, 5, 10] and best["groups"] == way["groups"]
+    places = compare_sources(folders[2], folders[-1], tmp_path / "places", between=folders[:2])  # in no order
+    assert places["series"]["steps"] == [0, 1, 2]
+    (attention / "step-000000" / "complete.json").write_text('{"best": "checkpoint-9"}')  # of another run
+    base = compare_sources(folders[0], folders[2], tmp_path / "base", between=folders[1:2])
+    assert base["series"]["steps"] == [0, 5, 10]
 
 
 def test_the_way_between_two_checkpoints(tmp_path: Path) -> None:

@@ -403,6 +403,12 @@ def test_what_is_hidden_of_a_group_to_be_kept_is_read_in_the_precision_around(
         with torch.autocast("cpu", precision, enabled=precision is not None):
             diagnose_model(model, processor, kept, records=records)
     assert made == [None, None, torch.bfloat16, torch.bfloat16]
+    sizes = []
+    monkeypatch.setattr(
+        Prober, "run_all", lambda self, *a, **b: sizes.append(self.batch_size) or run_all(self, *a, **b)
+    )
+    diagnose_model(model, processor, kept, records=records, batch_size=2)
+    assert sizes == [2]
 
 
 def test_the_monitor_diagnoses_step_0(tmp_path, model, processor, probes, capsys):

