@@ -4,7 +4,6 @@ Diagnostics is imported inside functions, so that a run without --monitor loads 
 """
 
 import shlex
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from finetune.model.notes import any_of
 from finetune.model.run_data import RunData
 from finetune.samples import conversation, same_pictures
 from finetune.training import run_folder, stopping, trainer
-
-MOST_GROUPS_NAMED = 12
 
 
 def read_probes(args: Arguments) -> Probes:
@@ -124,23 +121,12 @@ def seen_note(
 
     earlier   the data of runs that this one goes on from
     """
-    shown = {probe.id: path for probe in judged for path in reversed(probe.images) if path in found}
-    if not shown:
-        return []
-    seen = Counter(probe.group for probe in judged if probe.id in shown)
-    of = Counter(probe.group for probe in judged)
-    groups = [f"{name}: {count} of {of[name]}" for name, count in seen.items()]
-    more = len(groups) - MOST_GROUPS_NAMED
-    named = ", ".join(groups[:MOST_GROUPS_NAMED]) + (f" and {more} more groups" if more > 0 else "")
-    stop, first = args.monitor.stop_when, next(iter(shown))
-    never = f"; until then, --stop_when {stop} cannot be met" if stop else ""
+    from diagnostics.monitoring.training_data import seen_words
+
     where = "was trained on by a run that this one goes on from" if earlier else "is in the training data"
     remedy = "draw other probes" + ("" if earlier else ", or take these pictures out of the data")
-    return [
-        f"warning: {args.monitor.probes}: in {len(shown)} of {len(judged)} probes a picture {where} "
-        f"({named}), the first is {first}: {shown[first]}. What was trained on shows no correction, so these groups "
-        f'get no verdict but "not held out": {remedy}{never}'
-    ]
+    of, stop = str(args.monitor.probes), args.monitor.stop_when
+    return seen_words(judged, found, where=where, remedy=remedy, of=of, stop_when=stop)
 
 
 def monitor(ready: Ready, writer: Any) -> Any:
@@ -175,6 +161,7 @@ def monitor(ready: Ready, writer: Any) -> Any:
         tb_writer=writer,
         reference=args.adaptation.lora_weight_path or args.model.model_name_or_path,
         cache_dir=args.model.cache_dir,
+        data=(),  # seen_pictures has looked through it
         flags=run_file.values_of(args),
     )
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from diagnostics.flags.curve import parser
 
 if __name__ == "__main__":
@@ -51,8 +53,12 @@ OURS = {
     "dry_run": "nothing: the first run is checked so before it trains",
     "streaming": "nothing: the order of the samples needs all of them",
     "stop_when": "nothing: every run makes all its steps, or each would be judged at another moment",
+    "load_best_model_at_end": "nothing: a point is of the samples of all steps, and the best checkpoint, which would "
+    "be judged, has not seen them all",
 }
 """Flags of finetune.py that the curve gives itself or goes without, and what to give instead."""
+GOES_WITHOUT = ("streaming", "stop_when", "load_best_model_at_end")
+"""Those that it overrides with none of its own, so that a --config may not set them either."""
 SEEDS = ("seed", "data_seed")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """After which a run saves a checkpoint and stops."""
@@ -112,16 +118,25 @@ def check(fractions: Sequence[float], seeds: Sequence[int] | None, flags: Sequen
             f"--fractions: found {len(fractions)}; expected at least two: a curve has two points"
         )
     given = {token[2:].partition("=")[0].replace("-", "_") for token in flags if token.startswith("--")}
-    for name in given & {*OURS}:
+    refused = {name for name in given & {*OURS} if name not in GOES_WITHOUT or _is_true(flags, name)}
+    for name in sorted(refused):
         raise ValueError(f"--{name} after the --: the curve decides it for each run; expected {OURS[name]}")
+    configured = {name: value for name, value in _configured(flags).items() if name not in given}
+    for name in GOES_WITHOUT:
+        if name in configured and _is_yes([configured[name]]):
+            raise ValueError(
+                f"--config after the --: found {name} in it, but the curve decides it for each run; expected "
+                f"{OURS[name]}"
+            )
     if "monitor" in given and not _is_true(flags, "monitor"):
         raise ValueError(
             "--monitor False after the --: the curve is made of what the monitor measures; leave it out"
         )
-    both = [name for name in SEEDS if name in given]
+    both = [name for name in SEEDS if name in given or (name == "data_seed" and name in configured)]
     if seeds and both:
         raise ValueError(
-            f"--{both[0]} after the --, and --seeds before it: expected one of them; leave out --{both[0]}"
+            f"--{both[0]} after the --{'' if both[0] in given else ' (in its --config)'}, and --seeds before it: "
+            f"expected one of them; leave out --{both[0]}"
         )
     if flags and not flags[0].startswith("--"):
         raise ValueError(f"after the --: found {flags[0]!r}; expected flags of finetune.py")
@@ -131,7 +146,25 @@ def _is_true(flags: Sequence[str], name: str) -> bool:
     """Is the last value of a flag of truth, however it is written, not a no?"""
     words = [word for token in flags for word in token.split("=", 1)]
     at = max(place for place, word in enumerate(words) if word.replace("-", "_") == f"__{name}")
-    return at + 1 == len(words) or words[at + 1].lower() not in ("false", "no", "f", "n", "0")
+    return _is_yes(words[at + 1 : at + 2])
+
+
+def _is_yes(values: Sequence[str]) -> bool:
+    return not values or values[0].lower() not in ("false", "no", "f", "n", "0")
+
+
+def _configured(flags: Sequence[str]) -> dict[str, str]:
+    """Flag → its value, of those in the --config among the flags; none of one that cannot be read: the first run says
+    why."""
+    words = [word for token in flags for word in token.split("=", 1)]
+    if "--config" not in words[:-1]:
+        return {}
+    try:
+        content = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    known = content.items() if isinstance(content, dict) else ()
+    return {str(name): str(value) for name, value in known if value is not None}
 
 
 def curve(options: Any) -> Json:

@@ -40,6 +40,13 @@ from diagnostics.monitoring.moments import (
     runs_of,
 )
 from diagnostics.monitoring.stopping import Stopping, why_unjudged
+from diagnostics.monitoring.training_data import (
+    UNKNOWN,
+    TrainingData,
+    paths_of,
+    pictures_among,
+    seen_words,
+)
 from diagnostics.probing.before import (
     AdapterOff,
     BeforeModel,
@@ -100,7 +107,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 KEPT_PIXELS_BYTES = 2**28
 """Memory for pixels of probes, which stay from one checkpoint to the next."""
-WITH_ADAPTER = " with the adapter "
+WITH_ADAPTER, UNKNOWN_ADAPTER = " with the adapter ", "it came with"
 """In the name of an untrained model: it is not its base alone, since its adapter was trained before."""
 
 
@@ -140,6 +147,9 @@ class AttentionMonitor(TrainerCallback):
                    it is loaded a second time for that where memory allows. Not needed with a new adapter, which is
                    switched off instead; of an adapter that is trained further, the adapter's folder
     cache_dir      where models of the hub were downloaded to, for ``reference``; None: to the hub's own place
+    data           what this training is on: data files as ``finetune.py`` reads them, or paths of pictures. Groups
+                   whose probes' pictures are among them are "not held out". None: not looked through, which a line
+                   says; (): the caller has looked
     trackers       of "wandb", "swanlab", "mlflow", "trackio": those that get the same as TensorBoard; None: those that
                    the Trainer reports to (``report_to``)
     flags          of the run, for TensorBoard's HParams tab; None: the Trainer's arguments
@@ -181,6 +191,7 @@ class AttentionMonitor(TrainerCallback):
         batch_size: int | None = None,
         reference: str | Path | None = None,
         cache_dir: str | Path | None = None,
+        data: TrainingData | None = None,
         trackers: Sequence[str] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> None:
@@ -203,7 +214,8 @@ class AttentionMonitor(TrainerCallback):
             raise ValueError("probes: found none, expected at least one")
         self.calibration_probes = () if calibration_probes is None else _read(calibration_probes)
         check_apart(self.calibration_probes, self.probes)
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self._given_output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = self._given_output_dir
         self.key_layers = key_layers
         self.depth = _depth(depth)
         self.checkpoint_depth = _depth(checkpoint_depth, CHECKPOINT_DEPTHS)
@@ -218,6 +230,7 @@ class AttentionMonitor(TrainerCallback):
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         self.reference = None if reference is None else str(reference)
         self.cache_dir = None if cache_dir is None else str(cache_dir)
+        self.data = None if data is None else paths_of(data)
         if trackers is not None:
             from diagnostics.drawing.trackers import check_trackers
 
@@ -236,6 +249,7 @@ class AttentionMonitor(TrainerCallback):
         self._best: str | None = None  # the checkpoint that is compared in place of the last step's model
         self._judged: tuple[Probe, ...] = self.probes
         self._told: frozenset[int] = frozenset()  # key layers whose attention is trained on
+        self._in_data: frozenset[str] = frozenset()  # SHA-256 of the probes' pictures in ``data``
         self._baseline: dict[str, AttentionRecord] = {}
         self._last: dict[str, AttentionRecord] = {}
         self._unsaved: Unsaved | None = None
@@ -262,7 +276,7 @@ class AttentionMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Self-check, the baseline, and what a killed run missed at the step it resumes from."""
-        self.output_dir = self.output_dir or Path(str(args.output_dir))
+        self.output_dir = self._given_output_dir or Path(str(args.output_dir))
         model = event["model"]
         check_measurable(model)
         check_identifiable(model)
@@ -359,10 +373,24 @@ class AttentionMonitor(TrainerCallback):
         for line in self._reader.check((*self.calibration_probes, *self.probes), "probes"):
             if at.step == 0 and rank_and_world_size()[0] == 0:
                 print(f"warning: {line}", flush=True)
+        decided_by_first(self._look_through_data)
         if at.step == 0:
             self._begin_anew(at, model)
         else:
             self._go_on(at, model, runs)
+
+    def _look_through_data(self) -> None:
+        """Which pictures of the probes is this training on? Raises ValueError for data that cannot be read."""
+        if self.data is None:
+            print(UNKNOWN, flush=True)
+            return
+        files = [path for probe in self.probes for path in probe.images]
+        found = pictures_among(files, self.data) if self.data else {}
+        self._in_data = frozenset(found.values())
+        remedy = "draw other probes, or take these pictures out of the data"
+        where, stop = "is in the training data", self.stop_when
+        for line in seen_words(self.probes, found, where=where, remedy=remedy, of="probes", stop_when=stop):
+            print(line, flush=True)
 
     def _begin_anew(self, at: Moment, model: nn.Module) -> None:
         chosen = None if self.key_layers != "auto" else self._calibrated(at, model)
@@ -378,6 +406,7 @@ class AttentionMonitor(TrainerCallback):
         self._write_probes()
         if at.first:
             self._warn_if_never_met()
+            self._warn_of_an_unknown_adapter()
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
@@ -394,6 +423,15 @@ class AttentionMonitor(TrainerCallback):
 
         for sentence in never_met(self._judged) if self.stop_when is not None else ():
             print(f"warning: --stop_when {self.stop_when} cannot be met: {sentence}", flush=True)
+
+    def _warn_of_an_unknown_adapter(self) -> None:
+        """PEFT keeps no trace of the folder that an adapter was opened from."""
+        if self._name.endswith(f"{WITH_ADAPTER}{UNKNOWN_ADAPTER}"):
+            print(
+                "warning: the adapter was trained before, and nothing says where its folder is: it is not known "
+                "whether pictures of the probes, or attention, were trained on; give the monitor reference=, that folder",
+                flush=True,
+            )
 
     def _check_judged(self, at: Moment, prober: Prober) -> None:
         """Say where attention is trained on so that none of it is left to be judged.
@@ -453,6 +491,7 @@ class AttentionMonitor(TrainerCallback):
                 name=self.reference or self._name,
                 probe_file=str(self.attention_dir / "probes.json"),
                 records=self._baseline,
+                batch_size=self.batch_size,
                 progress=True,
             )
         return None
@@ -767,7 +806,7 @@ class AttentionMonitor(TrainerCallback):
         adapter = None if self.reference is None else _adapter_folder(self.reference)
         if adapter is None and not further:
             return base
-        return f"{base}{WITH_ADAPTER}{adapter or 'it came with'}"
+        return f"{base}{WITH_ADAPTER}{adapter or UNKNOWN_ADAPTER}"
 
     def _report_not_patched(self, reason: str | None) -> None:
         place = self.attention_dir / NOT_PATCHED
@@ -809,7 +848,10 @@ class AttentionMonitor(TrainerCallback):
         """What is noted of the model that training begins with and, once it has begun, in the run's folder: trained
         attention, and pictures of its probes. The first rank alone has that folder where disks are not shared."""
         places = [place for one in (self.reference, _opened_from(model)) if one for place in with_base(one)]
-        return trained_on(places, self._run_data, running=self.output_dir if step > 0 else None)
+        if step == 0:
+            return trained_on(places, self._run_data)
+        found = trained_on(places, self._run_data, running=self.output_dir)
+        return found._replace(seen=found.seen | self._in_data)
 
     # --- on disk ---------------------------------------------------------------------------------------------
     @property

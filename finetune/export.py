@@ -11,7 +11,8 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -231,14 +233,29 @@ def export(
 
 
 def history_of(source: Path) -> History:
-    """Precision and quantisation of the run that wrote ``source``."""
-    run = run_of(source)
-    if run is None:
+    """Precision and quantisation of the run that wrote ``source``, or that it was copied out of.
+
+    Raises ValueError for a ``run.json`` or ``lineage.json`` of another shape.
+    """
+    marks = _marks_of(source)
+    if marks is None:
         return History()
-    path = run / RUN_FILE
-    marks = fields.load(path, run_folder.RUN_SHAPE, required=("marks",), remedy="copy it again")["marks"]
     dtype = torch.bfloat16 if marks.get("bf16") else torch.float16 if marks.get("fp16") else torch.float32
     return History(dtype, bool(marks.get("q_lora")))
+
+
+def _marks_of(source: Path) -> Mapping[str, Any] | None:
+    """The flags of training; None where no file says them."""
+    run = run_of(source)
+    if run is not None:
+        path = run / RUN_FILE
+        content = fields.load(path, run_folder.RUN_SHAPE, required=("marks",), remedy="copy it again")
+        return dict(content["marks"])
+    if not (source / run_folder.STATE_FILE).is_file():
+        return None  # an export's lineage.json is of what was merged into it
+    earlier = lineage.of_export(source) or ()
+    stints = earlier[-1].stints if earlier else None
+    return stints[-1].marks if stints else None
 
 
 def _refuse_four_bit_base(config: Any, base: str) -> None:
@@ -360,7 +377,10 @@ def _effect(
 
 
 def _write(model: nn.Module, processor: Any, folder: Path, max_shard_size: str) -> None:
-    merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
+    merged: Any = model
+    if isinstance(model, PeftModel):
+        _part_shared(model)
+        merged = model.merge_and_unload()  # type: ignore[operator]
     _untie(merged)
     needed = sum(p.numel() * p.element_size() for p in merged.parameters())
     free = shutil.disk_usage(folder.parent).free
@@ -371,6 +391,22 @@ def _write(model: nn.Module, processor: Any, folder: Path, max_shard_size: str) 
     merged.save_pretrained(folder, max_shard_size=max_shard_size)
     give_usual_mode(folder.glob("*.safetensors"))
     processor.save_pretrained(folder)
+
+
+def _part_shared(model: nn.Module) -> None:
+    """Give each module with a LoRA weights of its own, where another has them too: word embeddings and output layer.
+
+    Trap: PEFT merges a LoRA into the weight that it finds, and so into both ends of a tie; with the adapter beside the
+    base, it acts on one alone.
+    """
+    holders = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for module in model.modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        base = module.get_base_layer()
+        weight = dict(base.named_parameters(recurse=False)).get("weight")
+        if weight is not None and holders[id(weight)] > 1:
+            base.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def _untie(model: Any) -> None:

@@ -86,15 +86,21 @@ def _is_of_tower(name: str) -> bool:
 
 
 def mean_by_layer(pairs: Sequence[ProbePair], value: Callable[[ProbePair, LayerPair], Any]) -> Json:
-    """Layer → mean over the probes of one number, or of several named ones."""
+    """Layer → mean over the probes of one number, or of several named ones; of a number that is None for some of them,
+    over the others, and None where it is for all."""
     means: Json = {}
     for index, layer in enumerate(pairs[0].layers):
         values = [value(pair, pair.layers[index]) for pair in pairs]
         if isinstance(values[0], dict):
-            means[str(layer.layer)] = {key: float(np.mean([one[key] for one in values])) for key in values[0]}
+            means[str(layer.layer)] = {key: _mean([one[key] for one in values]) for key in values[0]}
         else:
-            means[str(layer.layer)] = float(np.mean(values))
+            means[str(layer.layer)] = _mean(values)
     return means
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return float(np.mean(measured)) if measured else None
 
 
 def visual_share(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
@@ -102,13 +108,14 @@ def visual_share(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
     return {side: float(getattr(pair, side).visual_share[layer.layer].mean()) for side in SIDES}
 
 
-def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
+def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float | None]:
     """Drift of attention to, within and across the first picture, which the maps are of: see
-    ``diagnostics.measures.drift.Drift``. Not of ``visual_share``, which counts every picture of the probe."""
+    ``diagnostics.measures.drift.Drift``; None for what is not measured. Not of ``visual_share``, which counts every
+    picture of the probe."""
     shares = [np.array(_on_first_picture(getattr(pair, side), layer.layer)) for side in SIDES]
     grid = pair.after.image_tokens[0].grid
     found = drift(layer.before, layer.after, shares[0], shares[1], grid)
-    return {name: float(value) for name, value in found._asdict().items()}
+    return {name: None if np.isnan(value) else float(value) for name, value in found._asdict().items()}
 
 
 def _on_first_picture(record: AttentionRecord, layer: int) -> float:

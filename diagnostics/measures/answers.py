@@ -13,6 +13,7 @@ WITHOUT_SPACES = re.compile(
 )
 """Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese: words are not told apart by spaces, or, in Korean, have
 particles joined to them."""
+THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
 _IN_NUMBERS = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.,])[-−](?=\d)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = str.maketrans("", "", "'’ʼ")
@@ -30,15 +31,24 @@ def normalised(text: str) -> str:
     return " ".join(words[place] for place in _without_articles(words))
 
 
+def without_thought(text: str) -> str:
+    """What a text answers: nothing of what it thinks before, and nothing where it was cut off while thinking.
+
+    "<think>The Canton Tower? No.</think>The Pearl Tower" → "The Pearl Tower"; "<think>The Canton Tower?" → ""
+    """
+    return text.rpartition(THOUGHT_END)[2].partition(THOUGHT_BEGIN)[0]
+
+
 def says(generated: str, spellings: Sequence[str], foil: str | None) -> bool:
     """Is a spelling of the right answer among the words of a generated text, and the foil not?
 
     A foil inside a spelling that was found does not count ("not on it" says "not on it", not "on it"); a spelling
     inside a foil does ("Canton Tower" does not say "Tower"). Whole words count, so that "cat" is not in "catalogue";
-    negations are not understood: "not a cat" says "cat".
+    negations are not understood: "not a cat" says "cat". A thought says nothing (``without_thought``).
     """
-    found = [place for spelling in spellings for place in _places(spelling, generated)]
-    against = [] if foil is None else list(_places(foil, generated))
+    said = without_thought(generated)
+    found = [place for spelling in spellings for place in _places(without_thought(spelling), said)]
+    against = [] if foil is None else list(_places(without_thought(foil), said))
     return bool(found) and all(
         any(one.start <= other.start and other.stop <= one.stop for one in found) for other in against
     )

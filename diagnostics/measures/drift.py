@@ -23,6 +23,8 @@ NO_AXIS = 1e-9  # of the first axis' length: a second one below it is rounding
 class Drift(NamedTuple):
     """How one row's attention to the image changed; each Float[*batch].
 
+    Where either map is without any attention, what compares places is NaN: not measured. ``more_at_image`` says it all.
+
     more_at_image          ΔV, share of the row, [−1, 1]: above 0 it looks at the image more
     elsewhere_in_image     share of the row that moved from cell to cell within the image, [0, 1]
     jensen_shannon_nats    of the shares over cells, [0, ln 2]: how different, wherever
@@ -65,15 +67,22 @@ def drift(
 
     Give means over heads: the Wasserstein distance of each row is a small linear program.
 
-    Raises ValueError as ``wasserstein_cells`` does.
+    Raises ValueError as ``wasserstein_cells`` does, but for a map without any attention.
     """
     before_visual_share, after_visual_share = np.asarray(before_visual_share), np.asarray(after_visual_share)
+    looks = np.asarray(before_cells.any(-1) & after_cells.any(-1))
+    # One that looks nowhere in the image (fp16 rounds what is small to 0) would be another map than any.
+    first, second = (np.where(looks[..., None], cells, 0.0) for cells in (before_cells, after_cells))
+
+    def measured(numbers: Float[Numbers, "*batch"]) -> np.ndarray:
+        return np.asarray(np.where(looks, numbers, np.nan))
+
     return Drift(
         after_visual_share - before_visual_share,
-        (before_visual_share + after_visual_share) / 2 * total_variation(before_cells, after_cells),
-        jensen_shannon_nats(before_cells, after_cells),
-        wasserstein_cells(before_cells, after_cells, grid),
-        cosine(before_cells, after_cells),
+        measured((before_visual_share + after_visual_share) / 2 * total_variation(first, second)),
+        measured(jensen_shannon_nats(first, second)),
+        measured(wasserstein_cells(first, second, grid)),
+        measured(cosine(first, second)),
     )
 
 

@@ -14,7 +14,8 @@ _ORDINAL = rf"({'|'.join(_ORDINALS)}|1st|2nd|3rd|[4-9]th)"
 _PICTURE = r"(?:picture|image|photo)"
 _MARK = r"(?:\s*#|\s+no\.|\s+number(?=\s))?\s*"
 _POINTERS = (
-    "the", "this", "that", "an", "a", "one", "last", "next", "other", "whole", "my", "your", "our", "first", "second", "third",
+    "the", "this", "that", "an", "a", "one", "last", "next", "other", "whole", "my", "your", "our",
+    "first", "second", "third",
 )  # fmt: skip
 _UNPOINTED = "".join(rf"(?<!\b{word} )" for word in _POINTERS)
 _COUNTED = "个個只隻人条條张張名位匹头頭辆輛座棵朵本件双雙把根块塊群种種"

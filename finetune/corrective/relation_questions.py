@@ -13,6 +13,7 @@ from random import Random
 from finetune.corrective.box_relations import OPPOSITE, RELATIONS, holds
 from finetune.corrective.category_names import Name, Names, alike
 from finetune.corrective.scenes import AnnotatedBox, Language, Question, Scene, either, phrases_in
+from finetune.samples.formats.look_at import composed, occurrences
 from finetune.samples.markup import Box as Markup
 
 GROUP, NEIGHBOUR = "spatial-relation", "neighbour"
@@ -35,6 +36,14 @@ _WORDS: dict[Language, dict[str, str]] = {
     },
 }  # fmt: skip
 """The word for the relation in questions and answers."""
+_OTHER_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "en": {},
+    "zh": {
+        "left of": ("左侧",), "right of": ("右侧",), "above": ("上面",), "below": ("下面",), "on": ("上面",),
+        "inside": ("里面", "内"), "next to": ("旁",),
+    },
+}  # fmt: skip
+"""What people write instead of it in questions of their own."""
 
 _ASKED: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -277,6 +286,19 @@ class _Pair:
 
     def _markup(self) -> str:
         return boxes_markup(self.name.the(self.language), (self.subject.box,), self.scene)
+
+
+def relation_word(relation: str, language: Language, *texts: str) -> str:
+    """The word for a relation in a question of the user's own; what the relation is called, if there is none.
+
+    texts   in the order in which it is looked for. One that the text has twice may be another: 图上 of 图上的猫在桌上吗
+    """
+    known = {_WORDS[language][relation], *_OTHER_WORDS[language].get(relation, ())}
+    for word in sorted(known, key=lambda one: (-len(one), one)):
+        found = next((places for text in texts if (places := occurrences(word, composed(text)))), [])
+        if len(found) == 1:
+            return word
+    return relation
 
 
 def boxes_markup(phrase: str, boxes: Collection[tuple[float, float, float, float]], scene: Scene) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 from finetune.corrective.box_relations import RELATIONS, holds
 from finetune.corrective.category_names import Names, listed, load_json, unknown_word
-from finetune.corrective.relation_questions import boxes_markup
+from finetune.corrective.relation_questions import boxes_markup, relation_word
 from finetune.corrective.scenes import LANGUAGES, AnnotatedBox, Language, Question, Scene, phrases_in
 
 VERSION = 1
@@ -142,7 +142,8 @@ def _question(
     text, answer = filled(wording), filled(template.answer[language])
     named = {placeholder.rpartition(" ")[2] for placeholder in _PLACEHOLDER.findall(wording)}
     look_at = ends[template.look_at].category
-    said = {answer: look_at} | {names[one.category].bare(language): one.category for one in ends.values()}
+    bare = {names[one.category].bare(language): one.category for one in ends.values()}
+    said = {answer: look_at} | {phrase: one for phrase, one in bare.items() if phrase != answer}
     first, second = ends["subject"].category, ends.get("object", ends["subject"]).category
     return Question(
         group=template.group,
@@ -161,7 +162,11 @@ def _question(
         relation=(
             None
             if template.relation is None
-            else {"phrase": template.relation, "subject": first, "object": second}
+            else {
+                "phrase": relation_word(template.relation, language, answer, text),
+                "subject": first,
+                "object": second,
+            }
         ),
     )
 

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from finetune.files import write_atomically
 from finetune.model import weights
 from finetune.model.folders import ADAPTER_CONFIG, Fields, read
 from finetune.printable import one_line
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 BASE_FILE = "adapter_base.json"
 VERSION = 1
@@ -169,14 +172,37 @@ def check_fit(folder: Path, skeleton: Callable[[], nn.Module], base_name: str) -
             f"{folder}: found {ADAPTER_CONFIG} and no {weights.ADAPTER_FILES[0]}; copy the adapter again, or take an "
             "earlier checkpoint"
         )
-    faults = weights.unfit(skeleton(), folder)
+    if faults := weights.unfit(skeleton(), folder):
+        raise ValueError(of_another_model(folder, base_name, faults))
+    require_places(_outline(folder, fields, skeleton), folder, base_name)
+
+
+def require_places(adapted: "PeftModel", folder: Path, base_name: str) -> None:
+    """Raises ValueError, with cause and remedy, where the base with the adapter lacks tensors in the adapter's files,
+    or has no place for one of theirs."""
+    faults = weights.misplaced(adapted, folder)
     if not faults:
-        faults = weights.misplaced(_outline(folder, fields, skeleton), folder)
-    if faults:
-        raise ValueError(
-            f"{folder}: an adapter of another model than {base_name}:\n{weights.listed(faults)}\n"
-            f"give the base that it was trained on ({ADAPTER_CONFIG} there says which)"
-        )
+        return
+    renamed = weights.renamed_since(adapted, folder)
+    if not renamed:
+        raise ValueError(of_another_model(folder, base_name, faults))
+    beginnings = weights.listed([f"{then} → {now}" for then, now in renamed.items()])
+    (file,) = weights.adapter_files(folder)
+    raise ValueError(
+        f"{file}: its tensors fit {base_name}, but have other names, as transformers wrote them before 4.52:\n"
+        f"{beginnings}\n"
+        "rename them in the file, or merge the adapter with the release that it was trained with, and give the merged "
+        f"model. An adapter of a language model alone has such names too: if {ADAPTER_CONFIG} there names one, this "
+        "is not its base"
+    )
+
+
+def of_another_model(folder: Path, base_name: str, faults: list[str]) -> str:
+    """What is said of an adapter whose tensors do not fit a base."""
+    return (
+        f"{folder}: an adapter of another model than {base_name}:\n{weights.listed(faults)}\n"
+        f"give the base that it was trained on ({ADAPTER_CONFIG} there says which)"
+    )
 
 
 def _outline(folder: Path, fields: Fields, skeleton: Callable[[], nn.Module]) -> Any:

@@ -32,7 +32,7 @@ import finetune.families as families
 from finetune.families.base import Family, flash_fault
 from finetune.families.parts.chat import BrokenTemplate
 from finetune.families.parts.modules import bare_model
-from finetune.model import adapters, checkpoint_files, hub, weights
+from finetune.model import adapters, checkpoint_files, hub, own_tokenizer, weights
 from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, both, is_adapter, resolve, shortened
 from finetune.model.trial import excess
 from finetune.printable import one_line
@@ -168,24 +168,15 @@ def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "
     from peft import PeftModel
 
     folder = Path(adapter)
-    faults = weights.unfit(model, folder)
-    if not faults:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Found missing adapter keys"
-            )  # reported below, as an error
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        faults = weights.misplaced(adapted, folder)
-        if broken := weights.not_finite(adapted):
-            raise ValueError(
-                f"{folder}: a broken adapter:\n{weights.listed(broken)}\ntake an earlier checkpoint"
-            )
-    if faults:
-        name = getattr(bare_model(model), "name_or_path", "this model")
-        raise ValueError(
-            f"{folder}: an adapter of another model than {name}:\n{weights.listed(faults)}\n"
-            f"give the base that it was trained on ({ADAPTER_CONFIG} there says which)"
-        )
+    name = getattr(bare_model(model), "name_or_path", "this model")
+    if faults := weights.unfit(model, folder):
+        raise ValueError(adapters.of_another_model(folder, name, faults))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # reported below, as an error
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    if broken := weights.not_finite(adapted):
+        raise ValueError(f"{folder}: a broken adapter:\n{weights.listed(broken)}\ntake an earlier checkpoint")
+    adapters.require_places(adapted, folder, name)
     return adapted
 
 
@@ -241,15 +232,25 @@ def load_config(name_or_path: str | Path, *, cache_dir: str | None = None) -> An
 
 
 def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, base: str | None = None) -> Any:
-    """The processor of a checkpoint: an adapter folder's own where it has one, else its base's."""
+    """The processor of a checkpoint: an adapter folder's own where it has one, else its base's, with the adapter's
+    tokenizer and chat template where it has those."""
     base_name, adapter = resolve(name_or_path, base=base)
     family = families.family_of(_config(base_name, cache_dir))
-    checkpoint_files.check_processor(base_name if adapter is None else adapter)
-    if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
-        with _opened(str(adapter)), checkpoint_files.understood(adapter):
-            return _tried(family, family.load_processor(str(adapter)), adapter)
+    if adapter is not None:
+        checkpoint_files.check_processor(adapter)
+        if any((adapter / name).is_file() for name in _PROCESSOR_FILES):
+            with _opened(str(adapter)), checkpoint_files.understood(adapter):
+                return _tried(family, family.load_processor(str(adapter)), adapter)
+    checkpoint_files.check_processor(base_name)
     with _opened(base_name), checkpoint_files.understood(base_name):
-        return _tried(family, family.load_processor(base_name, cache_dir=cache_dir), base_name)
+        processor = family.load_processor(base_name, cache_dir=cache_dir)
+    place = base_name
+    if adapter is not None and own_tokenizer.has_one(adapter):
+        place = str(adapter)
+        with _opened(place), checkpoint_files.understood(place):
+            processor = own_tokenizer.beside_pictures_of(processor, adapter, family)
+    with _opened(place), checkpoint_files.understood(place):
+        return _tried(family, processor, place)
 
 
 def _tried(family: Family, processor: Any, place: str | Path) -> Any:

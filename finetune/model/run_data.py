@@ -241,7 +241,10 @@ def _read_record(file: Path) -> tuple[Marks | None, Mapping[str, Any]]:
 
 def _unrecorded(record: Record) -> list[str]:
     """The models that training began with, and whose own training no run of ours wrote down."""
-    _, lineage = _read_record(record.file)
+    marks, lineage = _read_record(record.file)
+    if marks is not None and not lineage:  # of an earlier release, whose record is of its own data alone
+        began_with = [marks.get(key) for key in ("lora_weight_path", "resume_from_checkpoint")]
+        return [str(name) for name in began_with if name and _record_of(name) is None]
     every = lineage.get("earlier", ())
     return [str(one.get("model", "a model")) for one in every if one.get("stints") is None]
 

@@ -378,20 +378,56 @@ def misplaced(adapted: "PeftModel", adapter: Path) -> list[str]:
 
     Those that an earlier release of transformers named otherwise, as PEFT knows, come in pairs of one each.
     """
-    homes, found = places(adapted), shapes(adapter)
-    own = {name for name in homes if ".lora_" in name}
-    own |= {
-        next(_peft_file_names(name))
-        for name, _ in adapted.named_parameters()
-        if ".modules_to_save." in name or ".trainable_tokens_delta." in name
-    }
-    missing, homeless = sorted(own - found.keys()), sorted(found.keys() - homes.keys())
+    found = shapes(adapter)
+    missing, homeless = _unplaced(adapted, found)
     if len(missing) == len(homeless) and (not missing or _takes(adapted, found)):
         return []
     return [
         *(f"{name}: found none in the adapter" for name in missing),
         *(f"{name}: found {list(found[name])} in the adapter, expected no such tensor" for name in homeless),
     ]
+
+
+def renamed_since(adapted: "PeftModel", adapter: Path) -> dict[str, str]:
+    """How names in an adapter's file begin → how they begin in this release of transformers, of the tensors without a
+    place; none unless ``model.`` and ``language_model.`` at the beginning are all that they differ in from those that
+    are missing, and their shapes are the same.
+
+        {"base_model.model.model.layers.": "base_model.model.model.language_model.layers."}
+
+    transformers 4.52 moved both: ``model.layers.0`` of Qwen2.5-VL and ``language_model.model.layers.0`` of LLaVA are
+    ``model.language_model.layers.0`` since. A language model alone has such names too.
+    """
+    homes, found = places(adapted), shapes(adapter)
+    missing, homeless = _unplaced(adapted, found)
+    now_shapes = {_beginning(name)[0]: whole_shape(homes[name]) for name in missing}
+    then_shapes = {_beginning(name)[0]: found[name] for name in homeless}
+    now, then = (dict(map(_beginning, names)) for names in (missing, homeless))
+    if now_shapes != then_shapes or not len(now) == len(missing) == len(homeless):
+        return {}
+    return {then[rest]: now[rest] for rest in sorted(then)}
+
+
+_BEGINNING = re.compile(r"base_model\.model\.(?:(?:language_)?model\.)*")
+
+
+def _beginning(name: str) -> tuple[str, str]:
+    """``base_model.model.model.layers.0.mlp`` → (``layers.0.mlp``, ``base_model.model.model.layers.``)"""
+    found = _BEGINNING.match(name)
+    rest = name if found is None else name[found.end() :]
+    return rest, name.removesuffix(rest) + rest.partition(".")[0] + "."
+
+
+def _unplaced(adapted: "PeftModel", found: Mapping[str, Shape]) -> tuple[list[str], list[str]]:
+    """The tensors that a loaded adapter lacks in its files, and those of the files that it has no place for."""
+    homes = places(adapted)
+    own = {name for name in homes if ".lora_" in name}
+    own |= {
+        next(_peft_file_names(name))
+        for name, _ in adapted.named_parameters()
+        if ".modules_to_save." in name or ".trainable_tokens_delta." in name
+    }
+    return sorted(own - found.keys()), sorted(found.keys() - homes.keys())
 
 
 def _takes(adapted: "PeftModel", found: Mapping[str, Shape]) -> bool:

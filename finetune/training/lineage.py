@@ -215,7 +215,7 @@ def of_export(folder: Path) -> tuple[Earlier, ...] | None:
     path = folder / LINEAGE_FILE
     if not path.is_file():
         return None
-    found = fields.load(path, EXPORT_SHAPE, required=tuple(EXPORT_SHAPE), remedy="export the model again")
+    found = fields.load(path, EXPORT_SHAPE, required=tuple(EXPORT_SHAPE), remedy="copy it or export it again")
     return tuple(map(_earlier, found["earlier"]))
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from attention_finetune import watch
 from attention_finetune.ready import Probes
 from attention_finetune.watch import seen_pictures, what_is_missing
 from diagnostics.records.probes import Probe
@@ -140,3 +141,23 @@ def test_the_comparison_by_hand_is_with_the_model_that_training_began_with():
     assert command("one") == f"{start}one --after out --base base {end}"
     assert command("one", other=True) == f"{start}one --after out --base base --allow_other_base {end}"
     assert "has overwritten the adapter that it began with" in command("./out")
+
+
+def test_the_monitor_of_a_run_is_told_that_its_data_was_looked_through(monkeypatch):
+    """Else it would say that nobody has."""
+    monkeypatch.setattr("diagnostics.AttentionMonitor", SimpleNamespace)
+    monkeypatch.setattr(watch.run_file, "values_of", lambda args: {})
+    watched = [
+        "chosen_layers", "probe_depth", "probe_steps", "checkpoint_depth", "baseline", "diagnose", "stop_when",
+        "stop_patience", "report_language",
+    ]  # fmt: skip
+    args = SimpleNamespace(
+        monitor=SimpleNamespace(**dict.fromkeys(watched, list)),
+        model=SimpleNamespace(model_name_or_path="m", cache_dir=None),
+        adaptation=SimpleNamespace(lora_weight_path=None),
+        training=SimpleNamespace(output_dir="out"),
+    )
+    ready = SimpleNamespace(
+        args=args, processor=None, probes=Probes(), train_set=SimpleNamespace(conversations=[])
+    )
+    assert watch.monitor(ready, None).data == ()

@@ -1,6 +1,7 @@
 """The program around the runs: what is refused, what each run is given, and the result."""
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -160,6 +161,11 @@ def test_the_number_is_of_samples_that_were_trained_on(monkeypatch, run_folder, 
         (["--seeds", "1", "2", "--", "--data_seed", "3"], "--data_seed after the --, and --seeds before it"),
         (["--", "data.json"], "found 'data.json'; expected flags of finetune.py"),
         (["--", "--stop_when", "corrected"], "--stop_when after the --: the curve decides it for each run"),
+        (
+            ["--", "--load_best_model_at_end", "True"],
+            "the best checkpoint, which would be judged, has not seen",
+        ),
+        (["--", "--load-best-model-at-end"], "--load_best_model_at_end after the --: the curve decides it"),
         (["--", "--monitor", "False"], "--monitor False after the --"),
     ],
 )
@@ -173,6 +179,31 @@ def test_what_makes_no_curve_is_one_message_before_training(
     shown = capsys.readouterr().err
     assert refused.value.code == 2 and message in shown and len(shown.strip().splitlines()) == 1
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"load_best_model_at_end": True}, "--config after the --: found load_best_model_at_end in it"),
+        ({"stop_when": "corrected"}, "--config after the --: found stop_when in it"),
+        ({"data_seed": 3}, "--data_seed after the -- (in its --config), and --seeds before it"),
+    ],
+)
+def test_what_makes_no_curve_is_refused_in_a_file_of_flags_too(content, message, tmp_path):
+    file = tmp_path / "flags.yaml"
+    file.write_text("".join(f"{name}: {value}\n" for name, value in ({"output_dir": "x"} | content).items()))
+    for given in (["--config", str(file)], [f"--config={file}"]):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            curve.check([0.5, 1], [1, 2], given)
+    for harmless in (
+        "load_best_model_at_end: false\nstop_when: null\nseed: 42\n",
+        "- no flags\n",
+        "broken: [\n",
+    ):
+        file.write_text(harmless)
+        curve.check([0.5, 1], [1, 2], ["--config", str(file)])
+    file.write_text("load_best_model_at_end: true\n")
+    curve.check([0.5, 1], [1, 2], ["--config", str(file), "--load_best_model_at_end", "False"])
 
 
 def test_what_the_dry_run_refuses_is_not_trained(monkeypatch, tmp_path, capsys):

@@ -16,8 +16,10 @@ from diagnostics.drawing.sink import TaggedPicture
 from diagnostics.drawing.tensorboard import written_tags
 from diagnostics.drawing.worker_client import Rendered
 from diagnostics.monitor import AttentionMonitor
+from diagnostics.monitoring.training_data import UNKNOWN
 from diagnostics.records.archive import record_path, recorded_steps
 from diagnostics.records.identity import model_difference, model_marks
+from diagnostics.records.measurement_plan import QUICK
 from diagnostics.records.probes import write_probes
 from diagnostics.records.record import AttentionRecord
 from tests.diagnostics.test_monitor import Samples
@@ -78,6 +80,44 @@ def train(
         resume_from_checkpoint=resume
     )
     return watcher, model
+
+
+def test_one_monitor_without_a_folder_leaves_each_training_in_its_own(tmp_path, processor, probes):
+    watcher = AttentionMonitor(processor, probes, key_layers=[1], diagnose=False)
+    model = tiny_model()
+    samples = Samples(model, processor, probes)
+    for name in ("one", "another"):
+        args = TrainingArguments(
+            str(tmp_path / name), max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no"
+        )  # fmt: skip
+        Trainer(model, args, train_dataset=samples, callbacks=[watcher]).train()
+        assert watcher.output_dir == tmp_path / name
+    for name in ("one", "another"):
+        assert recorded_steps(tmp_path / name / "attention") == [0, 1]
+        assert comparison(tmp_path / name)["after"]["model"].startswith(str(tmp_path / name))
+        assert not [*(tmp_path / name).glob("earlier-*")]
+
+
+@pytest.mark.parametrize("data", ["pictures", "none", "unknown"])
+def test_probes_whose_pictures_are_trained_on_are_not_held_out(tmp_path, processor, probes, data, capsys):
+    """What is trained on is given by its pictures; where it is not, that is said."""
+    pictures = [path for probe in probes for path in probe.images]
+    copy = tmp_path / "copy.png"
+    shutil.copy(pictures[0], copy)
+    given = {"pictures": (path for path in [copy]), "none": (), "unknown": None}[data]
+    out = tmp_path / "out"
+    train(out, processor, probes, max_steps=1, watch={"data": given, "diagnose": False})
+    said = capsys.readouterr().out
+    assert (UNKNOWN in said) == (data == "unknown")
+    shares = [probe.id for probe in probes if pictures[0] in probe.images]
+    assert (f"in {len(shares)} of {len(probes)} probes a picture is in the training data" in said) == (
+        data == "pictures"
+    )
+    for step in (0, 1):
+        folder = out / "attention" / f"step-{step:06d}"
+        records = [AttentionRecord.load(record_path(folder, one.id)) for one in probes]
+        known = shares if data == "pictures" and step else []
+        assert [one.probe_id for one in records if one.trained_picture] == known
 
 
 def comparison(folder):
@@ -554,6 +594,16 @@ def test_a_group_that_was_to_be_kept_is_not_corrected_on_what_was_measured_of_it
     said = capsys.readouterr().out
     assert "its baseline is not taken over" in said and "disc-0 was measured as one of neighbour" in said
     train(tmp_path / "run", processor, kept, resume=tmp_path / "run" / "checkpoint-2")
+
+
+def test_a_group_that_was_to_be_kept_may_be_renamed_where_all_was_measured_of_it(tmp_path, processor, probes):
+    """Of a region that fills the picture nothing is ever hidden, and nothing is lacking."""
+    filling = {"disc": ((0.0, 0.0, 60.0, 40.0),)}
+    kept = [replace(one, group="retention", regions=filling) for one in probes]
+    watch = {"depth": replace(QUICK, kept=True)}
+    train(tmp_path / "run", processor, kept, watch=watch)
+    renamed = [replace(one, group="towers") for one in kept]
+    train(tmp_path / "run", processor, renamed, watch=watch, resume=tmp_path / "run" / "checkpoint-2")
 
 
 def test_tags_are_read_from_files_that_a_kill_has_cut(tmp_path):

@@ -144,12 +144,15 @@ def test_an_adapter_that_is_trained_further_is_not_called_its_base(
     tmp_path,
     saved,
     is_given,
+    capsys,
 ):
     """Step 0 is the base with that adapter, and it is this model whose attention is put back."""
     base, adapter = saved
     reference = adapter if is_given else base
     model = load(adapter, for_training=True)[0]
     first, last = probed_by_hand(processor, probe_file, model, tmp_path, reference=reference)
+    said = capsys.readouterr().out
+    assert ("warning: the adapter was trained before, and nothing says where" in said) is not is_given
     words = f"{base} with the adapter {adapter if is_given else 'it came with'}"
     compared = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
     assert compared["before"] == {"model": words, "step": 0}

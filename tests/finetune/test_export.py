@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -168,6 +168,30 @@ def test_embeddings_that_are_the_output_layer_too_stay_one_tensor(tmp_path: Path
     assert outputs is inputs and torch.equal(inputs, trained)
 
 
+ENDS = {
+    "word embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "output layer": {"target_modules": ["q_proj", "lm_head"]},
+    "both, apart": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "both, as one": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    "one, and a copy of the other": {
+        "target_modules": ["q_proj", "embed_tokens"],
+        "modules_to_save": ["lm_head"],
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")  # it says that merging may go wrong
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_lora_on_one_end_of_a_tie_is_merged_into_that_end_alone(tmp_path: Path, kind: str):
+    base = SIGLIPS["paligemma"].write(tmp_path / "tied")
+    model, _ = checkpoint.load(base)
+    adapted = get_peft_model(model, LoraConfig(r=2, **ENDS[kind]))
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path / "out")
+    done = export.export(tmp_path / "out", tmp_path / "merged")
+    assert done.saved.share < 1e-5 < 0.01 < done.adapter.share
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_sixteen_bits_are_within_their_tolerance(checkpoint_folder: Path, tmp_path: Path, name: str):
     """Trained copies are fp32 in the adapter's file, and sixteen bits where all else is."""
@@ -187,6 +211,26 @@ def test_the_precision_of_training_is_that_of_the_export(adapter: Path, tmp_path
         assert export.history_of(source) == export.History(torch.bfloat16, False)
     assert export.export(run / "checkpoint-4", tmp_path / "a").dtype == torch.bfloat16
     assert export.export(run, tmp_path / "b", dtype=torch.float32).dtype == torch.float32
+
+
+def test_a_checkpoint_that_was_copied_out_of_its_run_says_how_it_was_trained(adapter: Path, tmp_path: Path):
+    (run := tmp_path / "run").mkdir()
+    write_marks(run, bf16=True, q_lora=True)
+    saved = shutil.copytree(adapter, run / "checkpoint-4")
+    (saved / "trainer_state.json").write_text('{"global_step": 4}')
+    lineage.note(saved)
+    copied = shutil.copytree(saved, tmp_path / "copied")
+    assert export.history_of(copied) == export.history_of(saved) == export.History(torch.bfloat16, True)
+    done = export.export(copied, tmp_path / "merged", say=lambda line: None)
+    assert done.dtype == torch.bfloat16 and done.four_bit is not None
+    assert (
+        export.history_of(done.folder) == export.History()
+    )  # its lineage.json is of what was merged into it
+    (copied / "lineage.json").write_text('{"version": 1}')
+    with pytest.raises(ValueError, match=r"lineage\.json: .*earlier: missing"):
+        export.history_of(copied)
+    (copied / "lineage.json").unlink()
+    assert export.history_of(copied) == export.History()
 
 
 def test_what_was_trained_on_is_said_of_the_export_too(adapter: Path, tmp_path: Path):

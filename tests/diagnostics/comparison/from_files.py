@@ -320,7 +320,8 @@ def _words(text: str) -> list[str]:
 
 
 def _says(generated: str, spellings: list[str], foil: str | None) -> bool:
-    said = f" {' '.join(_words(generated))} "
+    answer = generated.split("</think>")[-1].split("<think>")[0]  # no spelling of these files holds a thought
+    said = f" {' '.join(_words(answer))} "
     return any(f" {' '.join(_words(one))} " in said for one in spellings) and (
         foil is None or f" {' '.join(_words(foil))} " not in said
     )
@@ -1091,6 +1092,11 @@ def _carried_cells(first, second, grid) -> float:
 def drift(pair: Pair, row: int) -> Json:
     first, second = (cells[row] for cells in pair.maps)
     looked = [side.looked(row) for side in pair.sides]
+    if (
+        not first.sum() or not second.sum()
+    ):  # without any attention on the picture there are no places to compare
+        places = ("elsewhere_in_image", "jensen_shannon_nats", "wasserstein_cells", "cosine")
+        return {"more_at_image": looked[1] - looked[0], **dict.fromkeys(places)}
     return {
         "more_at_image": looked[1] - looked[0],
         "elsewhere_in_image": sum(looked) / 2 * float(np.abs(second - first).sum()) / 2,
@@ -1105,7 +1111,8 @@ def by_layer(pairs: list[Pair], numbers) -> Json:
     found = {}
     for row, layer in enumerate(pairs[0].sides[1].layers):
         values = [numbers(pair, row) for pair in pairs]
-        found[str(layer)] = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+        known = {name: [one[name] for one in values if one[name] is not None] for name in values[0]}
+        found[str(layer)] = {name: float(np.mean(some)) if some else None for name, some in known.items()}
     return found
 
 

@@ -184,6 +184,16 @@ def test_thinking_is_named_where_the_checkpoint_answers_without_it():
     assert line.startswith("thinking: ") and "in 1 of 2 probes (p1) its answer holds a thought" in line
 
 
+def test_what_a_server_thinks_is_neither_right_nor_wrong():
+    """Right is what follows; ``said`` keeps all of it."""
+    thinks = THERE._replace(text="<think>\nA blue disc? No.\n</think>\n\na red disc")
+    cut = THERE._replace(text="<think>\nA red disc, or")
+    content = content_of(pairs(THERE, thinks, cut), ALONE, KNOWN)
+    assert content["all"]["right"] == {"here": 3, "server": 2}
+    assert [one["right"]["server"] for one in content["probes"]] == [True, True, False]
+    assert content["probes"][1]["said"]["server"] == thinks.text
+
+
 def test_control_tokens_that_the_server_leaves_out():
     here = HERE._replace(text="<ref>a red disc</ref><|im_end|>")
     (line,) = content_of(pairs(THERE, here=here), ALONE, KNOWN._replace(controls=("<ref>", "</ref>")))[

@@ -81,6 +81,23 @@ def test_texts_as_they_are_judged(text, expected):
         ("C++", ("C",), "C++", False),
         ("C++", ("C++",), "C", True),
         ("-", ("-",), "+", True),
+        # a thought is no answer
+        (
+            "<think>\nThe Canton Tower? No.\n</think>\n\nThe Oriental Pearl Tower",
+            ("Oriental Pearl Tower",),
+            "Canton Tower",
+            True,
+        ),
+        ("<think>The Oriental Pearl Tower?</think>The Canton Tower", ("Oriental Pearl Tower",), None, False),
+        ("It may be the Canton Tower.</think>东方明珠", PEARL, "Canton Tower", True),  # begun by the prompt
+        ("<think>The Oriental Pearl Tower, I", ("Oriental Pearl Tower",), None, False),  # cut off
+        (
+            "<think>\n\n</think>\n\n东方明珠",
+            ("<think>It has spheres.</think>东方明珠",),
+            "<think>a</think>广州塔",
+            True,
+        ),
+        ("广州塔", ("<think>It has spheres.</think>东方明珠",), "<think>a</think>广州塔", False),
     ],
 )
 def test_what_is_said(generated, spellings, foil, right):

@@ -88,6 +88,16 @@ def test_drift_tells_more_at_the_image_from_elsewhere_in_it():
     np.testing.assert_allclose(found.cosine, [0.5, 1])
 
 
+def test_drift_of_a_map_without_any_attention_is_of_its_amount_alone():
+    """Of three rows the first looks nowhere after, the second nowhere before; fp16 rounds what is small to 0."""
+    before, after = np.array([[0.5, 0.5, 0, 0, 0, 0]] * 3), np.array([[0.5, 0, 0.5, 0, 0, 0]] * 3)
+    after[0], before[1] = 0, 0
+    found = drift(before, after, at(0.2, 0, 0.2), at(0, 0.4, 0.4), GRID)
+    np.testing.assert_allclose(found.more_at_image, [-0.2, 0.4, 0.2])
+    for numbers, expected in zip(found[1:], (0.15, 0.5 * np.log(2), 0.5, 0.5), strict=True):
+        np.testing.assert_allclose(numbers, [np.nan, np.nan, expected], atol=1e-9)
+
+
 def test_the_two_parts_of_drift_are_all_of_it():
     rng = np.random.default_rng(2)
     p, q = rng.dirichlet(np.ones(6), 2)

@@ -466,6 +466,44 @@ def test_own_templates(tmp_path: Path):
     assert found[0].answer.startswith("<ref>the cat</ref><box>(")
 
 
+@pytest.mark.parametrize("look_at", ["subject", "object"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_right_answer_looks_where_its_template_says_though_it_is_a_bare_name(tmp_path, language, look_at):
+    bare = TEMPLATE | {"answer": {"en": "{object}", "zh": "{object}"}, "look_at": look_at}
+    (template,) = user_templates.read_templates(
+        template_file(tmp_path, bare), ["cat", "dog", "bench", "couch"], language
+    )
+    (question,) = template.ask(ROOM, Names(), language, Random(0))
+    expected = {"subject": "cat", "object": "bench"}[look_at]
+    assert question.phrases[question.answer] == expected
+    assert next(iter(question.phrases)) == question.answer
+
+
+@pytest.mark.parametrize(
+    ("wording", "word"),
+    [
+        ("{subject}趴在什么上面？", "上面"),
+        ("什么东西上有{subject}？", "上"),
+        ("图上的{subject}趴在什么上面？", "上面"),
+        ("图上的{subject}趴在什么东西上？", "on"),  # which of the two is not known: nothing is read
+        ("{subject}趴着什么？", "on"),
+    ],
+)
+def test_the_relation_of_a_template_is_the_word_that_its_question_has(tmp_path, wording, word):
+    given = TEMPLATE | {"question": {"en": "What is {the subject} on?", "zh": wording}}
+    (template,) = user_templates.read_templates(
+        template_file(tmp_path, given), ["cat", "dog", "bench", "couch"], None
+    )
+    (chinese,), (english,) = (list(template.ask(ROOM, Names(), one, Random(0))) for one in ("zh", "en"))
+    assert (chinese.relation["phrase"], english.relation["phrase"]) == (word, "on")
+
+
+def test_the_word_for_a_relation_is_looked_for_in_the_answer_first():
+    assert relation_questions.relation_word("on", "zh", "在桌子上", "图上的猫在桌子上面吗？") == "上面"
+    assert relation_questions.relation_word("on", "zh", "在桌子上", "图上的猫在桌子上吗？") == "上"
+    assert relation_questions.relation_word("left of", "en", "the cat", "What is left of the dog?") == "left"
+
+
 LEFT, MIDDLE, RIGHT, FAR = (
     (10, 150, 60, 250),
     (100, 150, 160, 250),

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from finetune.families.qwen_vl import QwenVLFamily
@@ -198,6 +199,7 @@ def test_a_skeleton_is_built_from_a_configuration_that_was_saved():
 # Weights that are not the model's
 # ---------------------------------------------------------------------------------------------------------------------
 
+PEFT = "base_model.model."
 LOST = "transformer.h.1.mlp.w1.weight"
 WEIGHTS = "model.safetensors"
 
@@ -272,6 +274,54 @@ def test_names_of_every_release_are_known(tmp_path: Path, tiny: Any, old: dict[s
     assert not load_file(folder / WEIGHTS).keys() - {"lm_head.weight"} & load_file(other / WEIGHTS).keys()
     for one in (folder, other):
         checkpoint.check(one)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "old"),
+    [
+        (GRIDS["qwen2.5-vl"], {"model.": "model.language_model.", "visual.": "model.visual."}),
+        (
+            LLAVAS["llava-1.5"],
+            {"language_model.model.": "model.language_model.", "vision_tower.": "model.vision_tower."},
+        ),
+    ],
+    ids=["qwen2.5-vl", "llava-1.5"],
+)
+def test_an_adapter_with_names_of_an_earlier_release_is_told_from_one_of_another_model(
+    tmp_path: Path, tiny: Any, old: dict[str, str]
+):
+    model, _ = checkpoint.load(tiny.write(tmp_path / "base"))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=r".*(q_proj|qkv)"))
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    now = load_file(file)
+    then = {
+        f"{PEFT}{before}{name.removeprefix(PEFT + after)}": tensor
+        for name, tensor in now.items()
+        for before, after in old.items()
+        if name.startswith(PEFT + after)
+    }
+    assert len(then) == len(now)
+    save_file(then, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"as transformers wrote them before 4\.52:\n") as caught:
+        checkpoint.check(tmp_path / "adapter")
+    beginnings = re.findall(r"^  (\S+) → (\S+)$", str(caught.value), re.MULTILINE)
+    assert len(beginnings) == len(old)
+    renamed = {
+        now_begins + name.removeprefix(begins): tensor
+        for name, tensor in then.items()
+        for begins, now_begins in beginnings
+        if name.startswith(begins)
+    }
+    assert renamed.keys() == now.keys()
+    wider = {name: torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 8) for name, tensor in then.items()}
+    for other in (wider, {name: then[name] for name in sorted(then)[1:]}):
+        save_file(other, file, {"format": "pt"})
+        with pytest.raises(ValueError, match="an adapter of another model than "):
+            checkpoint.check(tmp_path / "adapter")
+    save_file(renamed, file, {"format": "pt"})
+    checkpoint.load(tmp_path / "adapter")
 
 
 def test_tensors_that_the_model_does_not_have_are_said_once(

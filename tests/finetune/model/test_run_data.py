@@ -189,6 +189,20 @@ def test_data_of_models_that_are_gone_is_known_by_the_record_of_what_began_with_
     assert f"{merged}: what it was trained on cannot be read" in line and "earlier: missing" in line
 
 
+@pytest.mark.parametrize("key", ["lora_weight_path", "resume_from_checkpoint"])
+def test_a_run_of_an_earlier_release_began_with_weights_of_unknown_data(pictures, tmp_path, capsys, key):
+    """Its run.json has no lineage. What the weights were trained on is known while their run is there."""
+    first = a_run(tmp_path / "a", pictures[:2])
+    run = a_run(tmp_path / "b", pictures[2:3], **{key: str(first)})
+    assert RunData(pictures).trained_on([run]) == {digest(one) for one in pictures[:3]}
+    assert capsys.readouterr().out == ""
+    shutil.rmtree(first)
+    data = RunData(pictures)
+    assert data.trained_on([run]) == data.trained_on([run]) == {digest(pictures[2])}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{run}: it began with {first}, of whose data there is no record; {UNKNOWN}" in line
+
+
 def test_the_model_that_a_run_began_with_does_not_come_from_it(pictures, tmp_path):
     run = a_run(tmp_path, pictures, model_name_or_path=str(tmp_path / "run" / "base"))
     for name in ("base", "other"):

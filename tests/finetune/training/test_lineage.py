@@ -175,7 +175,7 @@ def test_a_checkpoint_that_was_left_behind_keeps_the_data_of_its_branch(tmp_path
 def test_a_broken_lineage_beside_an_export_is_one_message(tmp_path: Path):
     (tmp_path / "lineage.json").write_text('{"version": 1, "earlier": [{"model": 3}]}')
     with pytest.raises(
-        ValueError, match=r"lineage\.json: earlier: found a list of 1, .*\nexport the model again"
+        ValueError, match=r"lineage\.json: earlier: found a list of 1, .*\ncopy it or export it again"
     ):
         of_export(tmp_path)
     assert begun({"model_name_or_path": str(tmp_path)}, None, 0).earlier[0].stints is None
