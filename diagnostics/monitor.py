@@ -316,7 +316,7 @@ class AttentionMonitor(TrainerCallback):
         """Probe once more, with interventions, and compare with the baseline."""
         self._is_ending = True
         at = moment(args, state, event["model"])
-        best = Path(state.best_model_checkpoint or "").name if args.load_best_model_at_end else ""
+        best = _best_checkpoint(state) if args.load_best_model_at_end else ""
         if best not in ("", f"checkpoint-{at.step}"):
             # The Trainer has loaded the best checkpoint: the model is not that of the last step, which may be judged.
             if self._shown is not None:
@@ -429,7 +429,8 @@ class AttentionMonitor(TrainerCallback):
         if self._name.endswith(f"{WITH_ADAPTER}{UNKNOWN_ADAPTER}"):
             print(
                 "warning: the adapter was trained before, and nothing says where its folder is: it is not known "
-                "whether pictures of the probes, or attention, were trained on; give the monitor reference=, that folder",
+                "whether pictures of the probes, or attention, were trained on; give the monitor reference=, that "
+                "folder",
                 flush=True,
             )
 
@@ -1010,6 +1011,14 @@ class AttentionMonitor(TrainerCallback):
     def _reporting(self, what: str, *, lacks: str | None = None) -> AbstractContextManager[None]:
         """Report a failure instead of raising it: training goes on without what ``lacks`` names."""
         return self._failures.reporting(what, lacks=lacks)
+
+
+def _best_checkpoint(state: TrainerState) -> str:
+    """``checkpoint-N`` of the best model, whatever its folder is called; "" without one."""
+    if state.best_model_checkpoint is None:
+        return ""
+    step = state.best_global_step
+    return Path(state.best_model_checkpoint).name if step is None else f"checkpoint-{step}"
 
 
 def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:

@@ -88,9 +88,10 @@ def adapt(model: nn.Module, family: Family, plan: Plan, *, master_weights: bool)
         model = _with_adapters(model, family, plan)
     unread = _unread(model, family)
     for name, parameter in bare_model(model).named_parameters():
-        is_read = not _within(plain_name(name), unread)
-        parameter.requires_grad_(is_read and _trains(name, parameter, family.paths, plan))
-        if parameter.requires_grad and master_weights:
+        wanted = _trains(name, parameter, family.paths, plan)
+        parameter.requires_grad_(wanted and not _within(plain_name(name), unread))
+        # Also what nothing reads: it runs all the same, behind layers that are in fp32 then.
+        if wanted and master_weights:
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(

@@ -6,6 +6,7 @@ checkpoint deleted: another branch of the run had a better one, or its owner nee
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,11 @@ from typing import Any, NamedTuple
 
 from transformers import TrainerState
 
+from finetune import fields
+from finetune.fields import OBJECT, items, whole
 from finetune.training import run_folder
+
+_STATE: fields.Shape = {"global_step": whole(0), "log_history": items(OBJECT)}
 
 
 class Best(NamedTuple):
@@ -38,11 +43,12 @@ def put_right(state: TrainerState, resumed_from: Path, metric: str, *, greater: 
     if before is None or not step:
         state.best_metric = None
         return ""
-    there, values = _place(step, resumed_from, state), dict(_values(state.log_history, metric))
-    if there is not None and values.get(step, before) == before:
+    places, values = _places(resumed_from, state), dict(_values(state.log_history, metric))
+    there = places.get(step)
+    if there is not None and values.get(step) == before:
         state.best_model_checkpoint = str(there)
         return ""
-    found = _best_there(values, resumed_from, state, greater=greater)
+    found = _best_there(values, places, greater=greater)
     state.best_model_checkpoint = None if found is None else str(found.checkpoint)
     state.best_global_step = None if found is None else found.step
     state.best_metric = None if found is None else found.value
@@ -56,37 +62,45 @@ def put_right(state: TrainerState, resumed_from: Path, metric: str, *, greater: 
     )
 
 
-def _best_there(
-    values: Mapping[int, float], resumed_from: Path, state: TrainerState, *, greater: bool
-) -> Best | None:
+def _best_there(values: Mapping[int, float], places: Mapping[int, Path], *, greater: bool) -> Best | None:
     """The first of equal ones, as training would have chosen."""
     best: Best | None = None
     for step, value in sorted(values.items()):
-        place = _place(step, resumed_from, state)
-        if place is None or step > state.global_step or not math.isfinite(value):
+        place = places.get(step)
+        if place is None or not math.isfinite(value):
             continue
         if best is None or (value > best.value if greater else value < best.value):
             best = Best(place, step, value)
     return best
 
 
-def _place(step: int, resumed_from: Path, state: TrainerState) -> Path | None:
-    """The whole checkpoint of a step, beside the one that is resumed from or where the state says; None if gone."""
-    if step == state.global_step:  # it may have any name
-        return resumed_from
-    beside = resumed_from.absolute().parent / f"checkpoint-{step}"
-    if run_folder.is_marked(beside):
-        return beside
-    # Earlier releases also counted evaluations between checkpoints: the path may be of a step before the best one's.
-    written = state.best_model_checkpoint
-    return Path(written) if written and _step_of(Path(written)) == step else None
+def _places(resumed_from: Path, state: TrainerState) -> dict[int, Path]:
+    """Step → the whole checkpoint of this training that was saved after it: beside the one that is resumed from, or
+    where the state says.
+
+    Others of the same steps may lie there: of a branch that was left, or of another run. What was logged tells them
+    apart: that of a checkpoint on the way is a beginning of what was logged since.
+    """
+    found = {state.global_step: resumed_from.absolute()}  # it may have any name
+    beside = sorted(resumed_from.resolve().parent.glob("checkpoint-*"))
+    written = [Path(state.best_model_checkpoint)] if state.best_model_checkpoint else []
+    for place in [*filter(run_folder.is_marked, beside), *written]:
+        step = _step_on_the_way(place, state.log_history)
+        if step is not None and step < state.global_step:
+            found.setdefault(step, place.absolute())
+    return found
 
 
-def _step_of(checkpoint: Path) -> int | None:
+def _step_on_the_way(checkpoint: Path, log_history: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step of a checkpoint with this log, as far as it had come; None for any other."""
     try:
-        return run_folder.step_of(checkpoint)
+        content = fields.load(checkpoint / run_folder.STATE_FILE, _STATE, required=tuple(_STATE))
     except ValueError:
         return None
+    logged = content["log_history"]
+    # As text: a number that is none is not equal to itself.
+    before, since = (json.dumps(one, sort_keys=True) for one in (logged, log_history[: len(logged)]))
+    return int(content["global_step"]) if before == since else None
 
 
 def _values(log_history: Sequence[Mapping[str, Any]], metric: str) -> Iterator[tuple[int, float]]:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -363,7 +364,7 @@ class FinetuneTrainer(SavingTrainer):
             metrics = self._evaluate(None, None)
         will_save, self.control.should_save = self.control.should_save, self._was_due_to_save()
         if self._determine_best_metric(metrics, None):
-            self.state.best_model_checkpoint = checkpoint
+            self.state.best_model_checkpoint = os.path.abspath(checkpoint)
         self.control.should_save = will_save
 
     def _was_due_to_save(self) -> bool:

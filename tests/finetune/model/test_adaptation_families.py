@@ -179,6 +179,18 @@ def test_what_a_model_does_not_read_is_all_that_no_gradient_reaches(
         assert not {*left_frozen(adapted, one.family, plan)} & {re.sub(r"\d+", "N", path) for path in without}
 
 
+@pytest.mark.parametrize("name", ["llava-1.5", "llava-next", "llava-onevision"])
+def test_what_is_not_read_runs_in_the_precision_of_what_trains_before_it(name: str, tmp_path: Path):
+    """In bf16, layers that train are in fp32, and so is what they hand on."""
+    one = FAMILIES[name]
+    plan = Plan(vision="full", connector="full", language="lora", rank=4)
+    model = adapt(one.model().to(torch.bfloat16), one.family, plan, master_weights=True).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        learn(one, model, tmp_path)
+    tower = {p.dtype for n, p in bare_model(model).named_parameters() if ".vision_tower." in n}
+    assert tower == {torch.float32}
+
+
 def test_several_states_are_read_as_far_as_the_last(tmp_path: Path):
     family = FAMILIES["llava-1.5"].family
     config = FAMILIES["llava-1.5"].model().config

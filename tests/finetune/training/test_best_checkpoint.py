@@ -1,5 +1,6 @@
 """The weights that are kept are those of the best checkpoint, wherever it lies and whatever lies between."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -130,16 +131,18 @@ def test_a_best_checkpoint_that_is_gone_leaves_its_place_to_the_best_that_is_the
     )
 
 
+LOG = [
+    {"step": 2, "eval_loss": 3.0}, {"step": 2, "eval_exact_match": 0.25}, {"step": 4, "eval_loss": 4.0},
+    {"step": 4, "eval_exact_match": 0.75}, {"step": 6, "eval_loss": float("nan")}, {"step": 6, "loss": 0.1},
+]  # fmt: skip
+
+
 def state_of(best: int, value: float, **changes) -> TrainerState:
-    log = [
-        {"step": 2, "eval_loss": 3.0}, {"step": 2, "eval_exact_match": 0.25}, {"step": 4, "eval_loss": 4.0},
-        {"step": 4, "eval_exact_match": 0.75}, {"step": 6, "eval_loss": float("nan")}, {"step": 6, "loss": 0.1},
-    ]  # fmt: skip
     return TrainerState(
         global_step=6,
         best_global_step=best,
         best_metric=value,
-        log_history=log,
+        log_history=[*LOG],
         best_model_checkpoint=None,
         **changes,
     )
@@ -148,10 +151,16 @@ def state_of(best: int, value: float, **changes) -> TrainerState:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     for step in (2, 4, 6):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
-        run_folder.mark_complete(tmp_path / f"checkpoint-{step}", processes=1)
+        saved(tmp_path / f"checkpoint-{step}", step)
     return tmp_path
+
+
+def saved(checkpoint: Path, step: int, log: list[dict[str, float]] = LOG) -> Path:
+    checkpoint.mkdir(parents=True)
+    content = {"global_step": step, "log_history": [one for one in log if one["step"] <= step]}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(content))
+    run_folder.mark_complete(checkpoint, processes=1)
+    return checkpoint
 
 
 def test_a_best_by_another_metric_is_none(run: Path):
@@ -164,6 +173,42 @@ def test_a_best_by_another_metric_is_none(run: Path):
     state = state_of(2, 3.0)
     put_right(state, run / "checkpoint-6", "eval_exact_match", greater=True)
     assert (state.best_model_checkpoint, state.best_metric) == (str(run / "checkpoint-4"), 0.75)
+
+
+def test_a_best_by_a_metric_that_was_not_asked_of_it_is_none(run: Path):
+    """A loss of 3 would stay the largest share of right answers."""
+    state = state_of(2, 3.0)
+    state.log_history = [one for one in LOG if "eval_exact_match" not in one]
+    for step in (2, 4, 6):
+        shutil.rmtree(run / f"checkpoint-{step}")
+        saved(run / f"checkpoint-{step}", step, state.log_history)
+    words = put_right(state, run / "checkpoint-6", "eval_exact_match", greater=True)
+    assert "was not chosen by eval_exact_match; no other that is there was evaluated" in words
+    assert (state.best_model_checkpoint, state.best_metric) == (None, None)
+
+
+def test_a_checkpoint_of_another_training_is_not_taken_for_the_best(run: Path, tmp_path: Path):
+    """Of a branch that was left, or of another run, with the same step in its name."""
+    other = [{**LOG[0], "eval_loss": 2.5}, *LOG[1:]]
+    beside = tmp_path / "superseded"
+    saved(beside / "checkpoint-2", 2, other)
+    own = saved(beside / "checkpoint-2-2", 2)
+    newest = saved(beside / "checkpoint-6-2", 6)
+    state = state_of(2, 3.0)
+    assert put_right(state, newest, "eval_loss", greater=False) == ""
+    assert state.best_model_checkpoint == str(own)
+    shutil.rmtree(own)
+    state = state_of(2, 3.0)
+    assert "is no checkpoint that is there" in put_right(state, newest, "eval_loss", greater=False)
+
+
+def test_the_best_lies_beside_the_checkpoint_that_a_link_points_to(run: Path, tmp_path: Path):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "latest"
+    link.symlink_to(run / "checkpoint-6")
+    state = state_of(2, 3.0)
+    assert put_right(state, link, "eval_loss", greater=False) == ""
+    assert state.best_model_checkpoint == str(run / "checkpoint-2")
 
 
 def test_without_an_evaluated_checkpoint_there_is_no_best(run: Path):
