@@ -603,7 +603,7 @@ def test_a_map_is_times_the_even_share():
 
 def test_a_share_that_is_not_none_stays_above_none():
     shown = views._numbers(np.array([0.0, 4e-7, 0.25, np.nan]))
-    assert shown == [0.0, 1e-5, 0.25, None]
+    assert shown == [0.0, 4e-7, 0.25, None]
 
 
 def test_text_alone_has_all_of_the_attention_despite_half_precision():
