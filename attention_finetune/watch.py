@@ -132,6 +132,7 @@ def seen_note(
 def monitor(ready: Ready, writer: Any) -> Any:
     """The AttentionMonitor of this run; an error at its start becomes one message."""
     from diagnostics import AttentionMonitor
+    from diagnostics.monitoring.training_data import LOOKED_THROUGH
     from diagnostics.report.case_studies import TrainingSample
 
     class Watcher(AttentionMonitor):
@@ -161,7 +162,7 @@ def monitor(ready: Ready, writer: Any) -> Any:
         tb_writer=writer,
         reference=args.adaptation.lora_weight_path or args.model.model_name_or_path,
         cache_dir=args.model.cache_dir,
-        data=(),  # seen_pictures has looked through it
+        data=LOOKED_THROUGH,  # by seen_pictures
         flags=run_file.values_of(args),
     )
 

@@ -13,6 +13,7 @@ A custom training loop calls it directly::
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -41,7 +42,9 @@ from diagnostics.monitoring.moments import (
 )
 from diagnostics.monitoring.stopping import Stopping, why_unjudged
 from diagnostics.monitoring.training_data import (
+    LOOKED_THROUGH,
     UNKNOWN,
+    LookedThrough,
     TrainingData,
     paths_of,
     pictures_among,
@@ -149,7 +152,7 @@ class AttentionMonitor(TrainerCallback):
     cache_dir      where models of the hub were downloaded to, for ``reference``; None: to the hub's own place
     data           what this training is on: data files as ``finetune.py`` reads them, or paths of pictures. Groups
                    whose probes' pictures are among them are "not held out". None: not looked through, which a line
-                   says; (): the caller has looked
+                   says; ``LOOKED_THROUGH``: the caller has
     trackers       of "wandb", "swanlab", "mlflow", "trackio": those that get the same as TensorBoard; None: those that
                    the Trainer reports to (``report_to``)
     flags          of the run, for TensorBoard's HParams tab; None: the Trainer's arguments
@@ -191,7 +194,7 @@ class AttentionMonitor(TrainerCallback):
         batch_size: int | None = None,
         reference: str | Path | None = None,
         cache_dir: str | Path | None = None,
-        data: TrainingData | None = None,
+        data: TrainingData | LookedThrough | None = None,
         trackers: Sequence[str] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> None:
@@ -230,7 +233,7 @@ class AttentionMonitor(TrainerCallback):
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         self.reference = None if reference is None else str(reference)
         self.cache_dir = None if cache_dir is None else str(cache_dir)
-        self.data = None if data is None else paths_of(data)
+        self.data = () if data is LOOKED_THROUGH else None if data is None else paths_of(data)
         if trackers is not None:
             from diagnostics.drawing.trackers import check_trackers
 
@@ -1014,11 +1017,18 @@ class AttentionMonitor(TrainerCallback):
 
 
 def _best_checkpoint(state: TrainerState) -> str:
-    """``checkpoint-N`` of the best model, whatever its folder is called; "" without one."""
+    """``checkpoint-N`` of the best model, whatever its folder is called; "" without one.
+
+    Trap: ``best_global_step`` of transformers' own Trainer is that of the best evaluation, which may lie between two
+    checkpoints; what is loaded is the folder.
+    """
     if state.best_model_checkpoint is None:
         return ""
-    step = state.best_global_step
-    return Path(state.best_model_checkpoint).name if step is None else f"checkpoint-{step}"
+    folder = Path(state.best_model_checkpoint)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        written = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        return f"checkpoint-{int(written['global_step'])}"
+    return folder.name
 
 
 def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,36 @@ UNKNOWN = (
     "no correction; give the monitor data=, the files of the data or the paths of its pictures"
 )
 
+
+class LookedThrough(Enum):
+    """What is given in place of data that the caller has looked through."""
+
+    ITSELF = "looked through"
+
+
+LOOKED_THROUGH = LookedThrough.ITSELF
 TrainingData = str | Path | Iterable[str | Path]
 """Data files, as ``finetune.py`` reads them, or pictures, or both."""
 
 
 def paths_of(data: TrainingData) -> tuple[Path, ...]:
-    """The files that are given, one or several. Raises ValueError that names the first which is not there."""
+    """The files that are given, one or several. Raises ValueError that names the first which is none, or not there,
+    and where there are none at all."""
     given: Any = (data,) if isinstance(data, str | Path) else data
-    paths = [*given] if isinstance(given, Iterable) and not isinstance(given, bytes) else [given]
-    wrong = next((one for one in paths if not isinstance(one, str | Path)), None)
-    if wrong is not None:
+    every = given if isinstance(given, Iterable) and not isinstance(given, bytes) else [given]
+    paths = list[Path]()
+    for one in every:  # not drawn to its end: a data set would open all its pictures
+        if not isinstance(one, str | Path):
+            raise ValueError(
+                f"data: found {type(one).__name__} at place {len(paths)}, expected paths of data files or of pictures; "
+                "where the pictures are no files, write those that probes may share into files"
+            )
+        paths.append(Path(one).expanduser())
+    if not paths:
         raise ValueError(
-            f"data: found {type(wrong).__name__}, expected paths of data files or of pictures; where the pictures are "
-            "no files, write those that probes may share into files"
+            "data: found no file, expected paths of data files or of pictures; does the pattern fit their names?"
         )
-    found = tuple(Path(one).expanduser() for one in paths)
+    found = tuple(paths)
     missing = next((one for one in found if not one.exists()), None)
     if missing is not None:
         raise ValueError(f"data: {missing}: no such file; expected paths of data files or of pictures")
@@ -49,7 +65,8 @@ def pictures_among(files: Collection[Path], data: Sequence[Path]) -> dict[Path, 
     pictures = [one for one in data if one.suffix.lower() in kinds and one.is_file()]
     shown = [Conversation((Turn("user", (ImageRef(str(one), one),)),), str(one)) for one in pictures]
     found = same_pictures.files_among(files, shown)
-    for path in [one for one in data if one not in {*pictures}]:
+    known = {*pictures}
+    for path in [one for one in data if one not in known]:
         found |= same_pictures.files_among(files, _read(path))
     return found
 

@@ -18,6 +18,10 @@ _POINTERS = (
     "first", "second", "third",
 )  # fmt: skip
 _UNPOINTED = "".join(rf"(?<!\b{word} )" for word in _POINTERS)
+_COUNTED_WORD = (
+    r"(?!(?:is|was|has|does|shows|looks|sees|contains|as|this|its|us)\b)"
+    r"(?:men|women|people|children|man|woman|person|boy|girl|child|[a-z]{2,}s)\b"
+)
 _COUNTED = "个個只隻人条條张張名位匹头頭辆輛座棵朵本件双雙把根块塊群种種"
 _PHRASE_ENDS = r"(?=\s*(?:$|[^\w\s]|(?:and|or|with|in|is|to|from)\b))"
 _PHRASE_ENDS_ZH = r"(?=\s*(?:$|[^\w\s]|[中里裡内內上的和与與跟及或是有显顯呢吗嗎]))"
@@ -28,15 +32,16 @@ _OTHER_SHEETS = (
 _NAMED = re.compile(
     "|".join(
         (
-            # Not of "in the last image 2 men": behind an article and its kind, a number needs an end.
+            # Not of "in the last image 2 men": behind an article and its kind, a number may count what follows.
             rf"{_UNPOINTED}\b{_PICTURE}{_MARK}(\d)(?!\d)",
-            rf"\b{_PICTURE}{_MARK}(\d)(?!\d){_PHRASE_ENDS}",
+            rf"\b{_PICTURE}{_MARK}(\d)(?!\d)(?!\s+{_COUNTED_WORD})",
             rf"{_PICTURE}s\s*(\d(?!\d)(?:\s*(?:,|&|and|or)\s*\d(?!\d))*)",
             # Not of "in this picture two people": words need a picture without an article, and an end.
             rf"{_UNPOINTED}\b{_PICTURE}{_MARK}"
             rf"({'|'.join(_CARDINALS)})\b(?!\s+of\b){_PHRASE_ENDS}",
             rf"\b{_ORDINAL}(?:\s+(?:and|or)\s+(?:the\s+)?{_ORDINAL})?\s+{_PICTURE}s?\b",
             # Not of 这张图片2个人.
+            r"(?<![张張幅这這那此每该該])(?:[图圖]片?|照片)\s*(\d)(?!\d)",
             rf"(?:[图圖]片?|照片)\s*(\d)(?!\d)(?!\s*[{_COUNTED}])",
             # Not of 图一共, 图一样, 图三个人.
             rf"(?:[图圖]片?|照片)\s*([{_CHINESE}]){_PHRASE_ENDS_ZH}",

@@ -6,7 +6,7 @@ it to the left or to the right, on which side, where is the cat (on the bench or
 can carry or hold what.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -288,17 +288,25 @@ class _Pair:
         return boxes_markup(self.name.the(self.language), (self.subject.box,), self.scene)
 
 
-def relation_word(relation: str, language: Language, *texts: str) -> str:
+def relation_word(relation: str, language: Language, *texts: str, names: Collection[str] = ()) -> str:
     """The word for a relation in a question of the user's own; what the relation is called, if there is none.
 
     texts   in the order in which it is looked for. One that the text has twice may be another: 图上 of 图上的猫在桌上吗
+    names   of the things, in which the word may stand too: 上 of 上衣
     """
     known = {_WORDS[language][relation], *_OTHER_WORDS[language].get(relation, ())}
     for word in sorted(known, key=lambda one: (-len(one), one)):
-        found = next((places for text in texts if (places := occurrences(word, composed(text)))), [])
-        if len(found) == 1:
+        holding = next((text for text in texts if occurrences(word, composed(text))), "")
+        for name in names:
+            without = holding.replace(name, " ")
+            holding = "" if len(_places(word, without)) < len(_places(word, holding)) else holding
+        if len(_places(word, holding)) == 1:
             return word
     return relation
+
+
+def _places(word: str, text: str) -> Sequence[object]:
+    return occurrences(word, composed(text))
 
 
 def boxes_markup(phrase: str, boxes: Collection[tuple[float, float, float, float]], scene: Scene) -> str:

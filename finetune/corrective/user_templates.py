@@ -163,7 +163,7 @@ def _question(
             None
             if template.relation is None
             else {
-                "phrase": relation_word(template.relation, language, answer, text),
+                "phrase": relation_word(template.relation, language, answer, text, names=bare),
                 "subject": first,
                 "object": second,
             }

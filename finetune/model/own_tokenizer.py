@@ -36,7 +36,10 @@ def beside_pictures_of(base: Any, adapter: Path, family: Family) -> Any:
     with scratch_folder("processor") as folder:
         base.save_pretrained(folder)
         if any((adapter / name).is_file() for name in VOCABULARY):
-            for name in (*VOCABULARY, *SETTINGS):  # of two formats of a vocabulary, the base's would be read
+            for name in (
+                *VOCABULARY,
+                "merges.txt",
+            ):  # of two formats of a vocabulary, the base's would be read
                 (folder / name).unlink(missing_ok=True)
         for name in (*VOCABULARY, *SETTINGS):
             if (adapter / name).is_file():

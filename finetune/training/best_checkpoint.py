@@ -97,10 +97,12 @@ def _step_on_the_way(checkpoint: Path, log_history: Sequence[Mapping[str, Any]])
         content = fields.load(checkpoint / run_folder.STATE_FILE, _STATE, required=tuple(_STATE))
     except ValueError:
         return None
-    logged = content["log_history"]
+    step, logged = int(content["global_step"]), content["log_history"]
     # As text: a number that is none is not equal to itself.
     before, since = (json.dumps(one, sort_keys=True) for one in (logged, log_history[: len(logged)]))
-    return int(content["global_step"]) if before == since else None
+    # An evaluation may be missing that was made up for after it was saved; nothing of earlier steps may.
+    is_whole = all(one.get("step", step) >= step for one in log_history[len(logged) :])
+    return step if before == since and is_whole else None
 
 
 def _values(log_history: Sequence[Mapping[str, Any]], metric: str) -> Iterator[tuple[int, float]]:

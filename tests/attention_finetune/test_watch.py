@@ -10,6 +10,7 @@ import pytest
 from attention_finetune import watch
 from attention_finetune.ready import Probes
 from attention_finetune.watch import seen_pictures, what_is_missing
+from diagnostics.monitoring.training_data import LOOKED_THROUGH
 from diagnostics.records.probes import Probe
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.finetune.model.a_run import a_run
@@ -160,4 +161,4 @@ def test_the_monitor_of_a_run_is_told_that_its_data_was_looked_through(monkeypat
     ready = SimpleNamespace(
         args=args, processor=None, probes=Probes(), train_set=SimpleNamespace(conversations=[])
     )
-    assert watch.monitor(ready, None).data == ()
+    assert watch.monitor(ready, None).data is LOOKED_THROUGH

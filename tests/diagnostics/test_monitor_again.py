@@ -8,15 +8,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from diagnostics.drawing.archive_pictures import ArchivePictures
 from diagnostics.drawing.board import picture_tags
 from diagnostics.drawing.sink import TaggedPicture
 from diagnostics.drawing.tensorboard import written_tags
 from diagnostics.drawing.worker_client import Rendered
-from diagnostics.monitor import AttentionMonitor
-from diagnostics.monitoring.training_data import UNKNOWN
+from diagnostics.monitor import AttentionMonitor, _best_checkpoint
+from diagnostics.monitoring.training_data import LOOKED_THROUGH, UNKNOWN
 from diagnostics.records.archive import record_path, recorded_steps
 from diagnostics.records.identity import model_difference, model_marks
 from diagnostics.records.measurement_plan import QUICK
@@ -104,7 +104,7 @@ def test_probes_whose_pictures_are_trained_on_are_not_held_out(tmp_path, process
     pictures = [path for probe in probes for path in probe.images]
     copy = tmp_path / "copy.png"
     shutil.copy(pictures[0], copy)
-    given = {"pictures": (path for path in [copy]), "none": (), "unknown": None}[data]
+    given = {"pictures": (path for path in [copy]), "none": LOOKED_THROUGH, "unknown": None}[data]
     out = tmp_path / "out"
     train(out, processor, probes, max_steps=1, watch={"data": given, "diagnose": False})
     said = capsys.readouterr().out
@@ -468,6 +468,17 @@ def test_the_best_model_is_the_last_steps_own_where_that_was_the_best(tmp_path, 
     found = comparison(tmp_path)
     assert found["after"] == {"model": f"{tmp_path} at step 4", "step": 4}
     assert found["series"]["steps"] == [0, 2, 4] and "onset" in found
+
+
+@pytest.mark.parametrize("name", ["checkpoint-2", "mine"])
+def test_the_best_model_is_of_the_folder_that_is_loaded(tmp_path, name):
+    """transformers' own Trainer notes the step of the best evaluation, which may lie between two checkpoints."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "trainer_state.json").write_text('{"global_step": 2}')
+    state = TrainerState(best_model_checkpoint=str(tmp_path / name), best_global_step=3)
+    assert _best_checkpoint(state) == "checkpoint-2"
+    (tmp_path / name / "trainer_state.json").unlink()
+    assert _best_checkpoint(state) == name and _best_checkpoint(TrainerState()) == ""
 
 
 def test_going_on_after_the_best_was_loaded_measures_the_step_itself(tmp_path, processor, probes, capsys):

@@ -37,19 +37,23 @@ def test_pictures_are_found_by_name_and_as_copies_among_pictures_and_in_data(pic
 
 def test_one_path_or_several_of_any_kind(pictures):
     assert paths_of(str(pictures[0])) == paths_of(pictures[0]) == paths_of([pictures[0]]) == (pictures[0],)
-    assert paths_of(path for path in pictures) == tuple(pictures) and paths_of(()) == ()
+    assert paths_of(path for path in pictures) == tuple(pictures)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (["gone.png"], "data: gone.png: no such file; expected paths of data files or of pictures"),
-        ([{"image": "0.png"}], "data: found dict, expected paths of data files or of pictures"),
-        (b"0.png", "data: found bytes, expected paths"),
-        (3, "data: found int, expected paths"),
+        ([{"image": "0.png"}], "data: found dict at place 0, expected paths of data files or of pictures"),
+        (b"0.png", "data: found bytes at place 0, expected paths"),
+        (3, "data: found int at place 0, expected paths"),
+        (["0.png", None], "data: found NoneType at place 1, expected paths"),
+        ([], "data: found no file, .* does the pattern fit their names"),
+        (Path("images").rglob("*.jpg"), "data: found no file"),
     ],
 )
 def test_what_is_no_path_is_refused(data, message):
+    """An empty list, of a pattern that fits nothing, would pass for data that was looked through."""
     with pytest.raises(ValueError, match=message):
         paths_of(data)
 

@@ -35,6 +35,9 @@ def test_the_picture_that_a_question_is_about(question, picture):
         ("第三个图呢?", [3]),
         ("What does picture 2 show, and the image 3?", [2, 3]),
         ("图片 2 是什么?", [2]),
+        ("Is the man in this picture 1 taller?", [1]),
+        ("What does the image 2 show?", [2]),
+        ("图1只有一个人吗?", [1]),
     ],
 )
 def test_numbers_in_words(question, numbers):

@@ -502,6 +502,9 @@ def test_the_word_for_a_relation_is_looked_for_in_the_answer_first():
     assert relation_questions.relation_word("on", "zh", "在桌子上", "图上的猫在桌子上面吗？") == "上面"
     assert relation_questions.relation_word("on", "zh", "在桌子上", "图上的猫在桌子上吗？") == "上"
     assert relation_questions.relation_word("left of", "en", "the cat", "What is left of the dog?") == "left"
+    named = {"names": ("上衣", "椅子")}  # no relation, though it has the word in it
+    assert relation_questions.relation_word("on", "zh", "上衣", "椅子上放的是什么？", **named) == "on"
+    assert relation_questions.relation_word("on", "zh", "是", "椅子上放的是衣服吗？", **named) == "上"
 
 
 LEFT, MIDDLE, RIGHT, FAR = (

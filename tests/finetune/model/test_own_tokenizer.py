@@ -103,6 +103,14 @@ def test_the_template_of_the_bases_tokenizer_alone_is_not_the_adapters_own(tmp_p
     assert checkpoint.load_processor(adapter).chat_template == template
 
 
+def test_a_tokenizer_without_settings_keeps_those_of_its_base(base: Path, tmp_path: Path):
+    adapter = adapter_of(base, tmp_path / "adapter")
+    (adapter / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
+    published, found = checkpoint.load_processor(base).tokenizer, checkpoint.load_processor(adapter).tokenizer
+    ends = [(one.eos_token, one.pad_token, type(one).__name__) for one in (published, found)]
+    assert ends[0] == ends[1] and ends[0][0] is not None
+
+
 def test_a_vocabulary_in_another_format_than_the_bases_is_the_one_that_is_read(base: Path, tmp_path: Path):
     adapter = adapter_of(base, tmp_path / "adapter")
     tokenizer = json.loads((base / "tokenizer.json").read_text())

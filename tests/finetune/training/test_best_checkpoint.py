@@ -197,6 +197,9 @@ def test_a_checkpoint_of_another_training_is_not_taken_for_the_best(run: Path, t
     state = state_of(2, 3.0)
     assert put_right(state, newest, "eval_loss", greater=False) == ""
     assert state.best_model_checkpoint == str(own)
+    saved(beside / "checkpoint-4", 4, [])  # of a run that logged nothing by then
+    state = state_of(4, 4.0)
+    assert "is no checkpoint that is there" in put_right(state, newest, "eval_loss", greater=False)
     shutil.rmtree(own)
     state = state_of(2, 3.0)
     assert "is no checkpoint that is there" in put_right(state, newest, "eval_loss", greater=False)
