@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import evolution_of, read_series, series_of
 from diagnostics.comparison.verdicts import KEPT, UNGUARDED, requirement, shortfalls
 from diagnostics.probing.server_client import ServerClient, is_address
-from diagnostics.records.archive import RecordArchive
+from diagnostics.records.archive import best_in
 from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
@@ -429,14 +428,10 @@ def _series(sources: Sequence[str], found: Found) -> dict[int, Records]:
     end and measured in place of the last step's: it is of an earlier step. What is compared with always stays."""
     ordered = zip(found.steps, found.records, sources, strict=True)
     return {
-        at: records for at, records, source in ordered if at == found.steps[0] or not _is_of_the_best(source)
+        at: records
+        for at, records, source in ordered
+        if at == found.steps[0] or best_in(Path(source).expanduser()) is None
     }
-
-
-def _is_of_the_best(source: str) -> bool:
-    folder = Path(source).expanduser()
-    step = re.fullmatch(r"step-(\d{6,})", folder.name)
-    return step is not None and RecordArchive(folder.parent, (), ()).best(int(step[1])) is not None
 
 
 if __name__ == "__main__":

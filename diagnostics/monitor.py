@@ -251,7 +251,7 @@ class AttentionMonitor(TrainerCallback):
         self._is_ending = False
         self._best: str | None = None  # the checkpoint that is compared in place of the last step's model
         self._judged: tuple[Probe, ...] = self.probes
-        self._told: frozenset[int] = frozenset()  # key layers whose attention is trained on
+        self._supervised_layers: frozenset[int] = frozenset()  # of the key layers
         self._in_data: frozenset[str] = frozenset()  # SHA-256 of the probes' pictures in ``data``
         self._baseline: dict[str, AttentionRecord] = {}
         self._last: dict[str, AttentionRecord] = {}
@@ -447,7 +447,7 @@ class AttentionMonitor(TrainerCallback):
         if self._supervision is not None:
             asked, trains_connector = self._supervision
             layers, connector = layers | {*asked()}, connector or trains_connector
-        self._told = frozenset(self._layers if connector else layers.intersection(self._layers))
+        self._supervised_layers = frozenset(self._layers if connector else layers.intersection(self._layers))
         why = why_unjudged(self._layers, layers, connector=connector)
         if not why or all(name in KEPT_SHARE for name in groups_of(self.probes)):
             return
@@ -885,7 +885,7 @@ class AttentionMonitor(TrainerCallback):
             self.tb_writer,
             self._trackers,
             self._flags,
-            trained_on=self._told,
+            trained_on=self._supervised_layers,
         )
         self._shown = Showing(run, self._failures, step=at.step)
         print(self._shown.where_to_look(), flush=True)

@@ -23,7 +23,7 @@ from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe, draw_strip
 from diagnostics.drawing.sink import TaggedPicture
 from diagnostics.drawing.tags import map_tag, overview_tag, strip_tag
 from diagnostics.records.archive import (
-    RecordArchive,
+    best_in,
     fault_words,
     record_faults,
     record_path,
@@ -114,7 +114,7 @@ class ArchivePictures:
 
     def best(self, step: int) -> str | None:
         """The checkpoint whose model a step's records are of, where it is not the step's own."""
-        return RecordArchive(self.attention_dir, (), ()).best(step)
+        return best_in(step_folder(self.attention_dir, step))
 
     def training_steps(self) -> list[int]:
         """Recorded steps, without that of the best model, which was loaded at the end: it is of an earlier step, and no

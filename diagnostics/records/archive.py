@@ -135,10 +135,8 @@ class RecordArchive:
         return fault_words(faults) if faults else None
 
     def best(self, step: int) -> str | None:
-        """The checkpoint whose model a step's records are of, where it is not the step's own: the best one, which was
-        loaded at the end."""
-        found = (_mark(self.folder(step)) or {}).get(BEST)
-        return None if found is None else str(found)
+        """``best_in`` a step's folder."""
+        return best_in(self.folder(step))
 
     def measured_kept(self, step: int) -> bool:
         """Were regions hidden also in groups to be kept? So they were before plans told these groups apart."""
@@ -178,6 +176,13 @@ class RecordArchive:
             "probes": list(self.probe_ids),
             "key_layers": list(self.key_layers),
         }
+
+
+def best_in(folder: Path) -> str | None:
+    """The checkpoint whose model a folder's records are of, where it is not the step's own: the best one, which was
+    loaded at the end."""
+    found = (_mark(folder) or {}).get(BEST)
+    return None if found is None else str(found)
 
 
 def step_folder(attention_dir: Path, step: int) -> Path:

@@ -31,6 +31,7 @@ from finetune.flags.arguments import TrainingArguments
 from finetune.model import memory_estimate
 from finetune.model.adaptation import left_unread
 from finetune.samples.conversation import Conversation
+from finetune.training.run_schedule import schedule_of
 
 MOST_SAMPLES_SHOWN = 3
 """Sources to show a sample from: formats and faults of corrective data and base data may differ."""
@@ -436,21 +437,6 @@ def _columns(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Steps
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def schedule_of(
-    dataset: ConversationDataset, args: TrainingArguments, shape: StepShape, *, packing: bool
-) -> Schedule:
-    """The micro-batches of a run with these flags: those that are trained, and those that are told before."""
-    return Schedule(
-        dataset.mixture.order,
-        shape,
-        tokens=None if dataset.lengths is None else dataset.lengths.tokens,
-        capacity=dataset.max_length if packing else None,
-        strategy=args.train_sampling_strategy,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        drop_last=args.dataloader_drop_last,
-    )
 
 
 def step_text(schedule: Schedule, args: TrainingArguments, samples: int) -> str:

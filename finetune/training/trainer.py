@@ -34,11 +34,12 @@ from finetune.model.adaptation import Rates, component_of
 from finetune.model.free_memory import available_bytes
 from finetune.model.untouched import untouched
 from finetune.samples.listing import shown
-from finetune.training import best_checkpoint, frozen_tower, library_log, loss, optimizer, pickles, preview
+from finetune.training import best_checkpoint, frozen_tower, library_log, loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
 from finetune.training.look_steps import LANGUAGE_LOSS, Judge, LookSteps
 from finetune.training.progress import Progress
+from finetune.training.run_schedule import schedule_of
 from finetune.training.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
@@ -201,7 +202,7 @@ class FinetuneTrainer(SavingTrainer):
     def get_train_dataloader(self) -> DataLoader:
         dataset, args = self._dataset, self.args
         shape = self._shape(self._train_batch_size, args.gradient_accumulation_steps)
-        self.schedule = preview.schedule_of(dataset, args, shape, packing=self.packing)
+        self.schedule = schedule_of(dataset, args, shape, packing=self.packing)
         return self._loader(dataset, self.schedule, self.packed, args.dataloader_persistent_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
