@@ -55,8 +55,10 @@ def _kept(name: str, answers: Answers) -> str:
             right = _right(0, answers.after, answers.probes) if answers.after else f"0 of {answers.probes}"
             return f"{right} right, nothing to keep"
         return f"kept ({round(answers.after * answers.probes)} of {answers.probes})"
-    if answers.speech_lost and answers.said is not None:
-        return f"LOST ({_right(*answers.said, answers.probes)} generated)"
+    if (said := answers.speech_lost) is not None:
+        if said.by_picture:
+            return f"LOST ({percent(said.before)} → {percent(said.after)} generated, by picture)"
+        return f"LOST ({_right(said.before, said.after, answers.probes)} generated)"
     if keeps(name, answers.before, answers.after):  # probes share pictures, and most of these were lost
         shares = f"{percent(answers.pictures_before)} → {percent(answers.pictures_after)}"
         return f"LOST ({shares} by picture)"

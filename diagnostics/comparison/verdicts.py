@@ -154,9 +154,8 @@ def _kept(group: str, answers: Answers) -> Verdict:
         )
         fell += [] if keeps(group, answers.pictures_before, answers.pictures_after) else ["by picture"]
         which = f" {fell[0] if len(fell) == 1 else 'by both'}"
-    if not fell and answers.speech_lost and answers.said is not None:
-        was, now = (percent(share) for share in answers.said)
-        more = f"; but {now} of the generated answers are right, {was} before"
+    if not fell and answers.speech_lost is not None:
+        more = f"; but {answers.speech_lost.words}"
     reason = (
         f"{right}: {'less than' if fell else 'at least'} {percent(KEPT_SHARE[group])} of the accuracy before{which}"
         f"{more}."

@@ -351,6 +351,12 @@ _REASONS = {
         "{a} 的回答正确，每张图片计一次则为 {e}（后者的 {i}；两者都至少需 {b}），之前 {c} 的回答正确：{g}上答对更多，{l} 张更少"
         "（精确 McNemar 检验 p = {p}）；但实际生成的回答有 {s} 正确，之前 {o}，相差超过 {d}。"
     ),
+    "{a:n} of the answers are right, {e:n} with each picture counted once ({i:i} of these; at least {b:n} of both must be), "
+    "{c:n} of the answers before: on {g:t} more became right and on {l:n} fewer (exact McNemar p = {p:n}); but {s:n} of the "
+    "generated answers are right with each picture counted once, {o:n} before, which differs by more than {d:n}.": (
+        "{a} 的回答正确，每张图片计一次则为 {e}（后者的 {i}；两者都至少需 {b}），之前 {c} 的回答正确：{g}上答对更多，{l} 张更少"
+        "（精确 McNemar 检验 p = {p}）；但每张图片计一次，实际生成的回答只有 {s} 正确，之前 {o}，相差超过 {d}。"
+    ),
     "No probe of this group has a foil to compare with its answer.": "本组没有探针带有可与答案比较的错误答案。",
     "The region gets {a:n} times the attention that its area alone would get, {b:n} before ({m:t}; {c:t}){rest:t}": (
         "该区域得到的注意力是其面积应得的 {a} 倍，之前 {b} 倍（{m}；{c}）{rest}"
@@ -479,8 +485,8 @@ _REASONS = {
         "{n} 个护栏的正确答案正是这里的错误答案，其中答案为 {w} 的 {a} 现在答对，之前 {b}；每张图片计一次则现在 {c}，之前 {d}"
         "（后者现在的 {i}；两者都至少需 {p}，并达到之前的 {q}）{rest}"
     ),
-    "No guards: {w} is the wrong answer of {k:n} of the {n:n} probes here, and the right answer of {g:n} guards.": (
-        "没有护栏：{w} 是这里 {n} 个探针中 {k} 个的错误答案，而以它为正确答案的护栏有 {g} 个。"
+    "No guards: {w} is the wrong answer of {k:n} of the {n:n} probes here, and the right answer of guards on {g:t}.": (
+        "没有护栏：{w} 是这里 {n} 个探针中 {k} 个的错误答案，而以它为正确答案的护栏只在 {g}上。"
     ),
     "; {g} is broken.": "；{g} 失守。",
     "; they were wrong before too, so they say nothing about this group.": "；它们之前也答错，因此对本组说明不了什么。",
@@ -519,6 +525,9 @@ _REASONS = {
     ),
     "No probe was answered correctly before, so there is nothing to keep.": "之前没有一个探针答对，因此没有可保持的。",
     "; but {a:n} of the generated answers are right, {b:n} before.": "；但实际生成的回答有 {a} 正确，之前 {b}。",
+    "; but {a:n} of the generated answers are right with each picture counted once, {b:n} before.": (
+        "；但每张图片计一次，实际生成的回答有 {a} 正确，之前 {b}。"
+    ),
     "; with {n:n} probes, one more wrong answer would fall below that line.": "；共 {n} 个探针，再错一个就会低于这条线。",
     "; with {n:n} probes, one more right answer would reach that line.": "；共 {n} 个探针，再对一个就能达到这条线。",
     "{n:t} on {m:t} cannot distinguish a change from chance; {rest:t}": "{n}（{m}）无法把变化与偶然区分开；{rest}",

@@ -20,6 +20,22 @@ Json = dict[str, Any]
 MORE, SAME, FEWER = "more", "as many", "fewer"
 
 
+class Said(NamedTuple):
+    """Shares of generated answers that are right, of probes or with each picture counted once."""
+
+    before: float
+    after: float
+    by_picture: bool = False
+
+    @property
+    def words(self) -> str:
+        """75% of the generated answers are right, 100% before"""
+        once = " with each picture counted once" if self.by_picture else ""
+        return (
+            f"{percent(self.after)} of the generated answers are right{once}, {percent(self.before)} before"
+        )
+
+
 class Answers(NamedTuple):
     """A group's answers, right by margin: log p(answer) above log p(foil), each through the end of the turn.
 
@@ -35,9 +51,10 @@ class Answers(NamedTuple):
     enough           whether the share right after, of probes and of pictures, reaches the threshold
     change           ``MORE``, ``FEWER``, or ``SAME`` if chance explains the change
     said             shares of generated answers that are right; None if none were generated
-    disagrees        whether generated answers and margins differ by more than the threshold: after, or in how many
-                     more are right than before, where the generated ones rose less than half as much
-    speech_lost      whether generated answers became wrong by more than that threshold
+    disagrees        whether generated answers and margins, of probes or of pictures, differ by more than the threshold:
+                     after, or in how many more are right than before, where the generated ones rose less than half as
+                     much
+    speech_lost      the shares of generated answers that are right, where these fell by more than that threshold
     """
 
     probes: int
@@ -56,7 +73,7 @@ class Answers(NamedTuple):
     change: str
     said: tuple[float, float] | None
     disagrees: bool
-    speech_lost: bool
+    speech_lost: Said | None
     leg: Leg
 
     def keeps(self, group: str) -> bool:
@@ -98,11 +115,15 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
     shares = [float(one.mean()) for one in right]
     of_images = [float(one.mean()) for one in by_image]
     intervals = [interval_over_pictures(one, level) for one in by_image]
-    said = said_right(scored)
-    apart = said is not None and _is_apart(shares, said, thresholds.disagreement)
+    said = _said(scored, images)
+    most = thresholds.disagreement + 1e-9
+    apart = next(
+        (one for one, right in zip(said, (shares, of_images), strict=False) if _is_apart(right, one, most)),
+        None,
+    )
     judged = min(shares[1], of_images[1])
     enough = judged >= thresholds.right - 1e-9
-    holds = change == MORE and enough and not apart
+    holds = change == MORE and enough and apart is None
     return Answers(
         len(scored),
         len(by_image[0]),
@@ -118,9 +139,9 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
         _difference_interval(right[1] - right[0], images, level),
         enough,
         change,
-        said,
-        apart,
-        said is not None and said[0] - said[1] > thresholds.disagreement + 1e-9,
+        said[0][:2] if said else None,
+        apart is not None,
+        next((one for one in said if one.before - one.after > most), None),
         Leg(
             holds,
             len(scored),
@@ -132,7 +153,7 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
                 of_images[1] if len(by_image[0]) < len(scored) else None,
                 (intervals[1][0], max(intervals[1][1], of_images[1])),
                 (gained, lost, p),
-                said if apart else None,
+                apart,
                 thresholds,
                 level,
             ),
@@ -145,27 +166,28 @@ def is_right(record: AttentionRecord) -> bool:
     return (record.scores.margin_nats or 0.0) > 0
 
 
-def said_right(pairs: Sequence[ProbePair]) -> tuple[float, float] | None:
-    """Shares of generated answers that are right, before and after; None if none were generated.
+def _said(pairs: Sequence[ProbePair], images: Sequence[str]) -> tuple[Said, ...]:
+    """Shares of generated answers that are right, of probes and of pictures; empty if none were generated.
 
     If any answer was generated, an empty reply counts as wrong: the model ended its turn at once.
     """
     if not any(getattr(pair, side).scores.generated for pair in pairs for side in SIDES):
-        return None
-    before, after = (
-        float(
-            np.mean([says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in pairs])
+        return ()
+    right = [
+        np.array(
+            [says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in pairs], float
         )
         for side in SIDES
-    )
-    return before, after
+    ]
+    before, after = (float(by_picture(one, images).mean()) for one in right)
+    return Said(float(right[0].mean()), float(right[1].mean())), Said(before, after, by_picture=True)
 
 
-def _is_apart(margins: Sequence[float], said: Sequence[float], most: float) -> bool:
+def _is_apart(margins: Sequence[float], said: Said, most: float) -> bool:
     """Do shares that are right by margin and by what was generated, (before, after), tell different stories?"""
-    rose, spoke = margins[1] - margins[0], said[1] - said[0]
-    said_already = spoke < rose / 2 and rose - spoke > most + 1e-9
-    return said_already or abs(said[1] - margins[1]) > most + 1e-9
+    rose, spoke = margins[1] - margins[0], said.after - said.before
+    said_already = spoke < rose / 2 and rose - spoke > most
+    return said_already or abs(said.after - margins[1]) > most
 
 
 def no_answers(thresholds: Thresholds) -> Leg:
@@ -210,7 +232,7 @@ def _reason(
     of_images: float | None,
     after: tuple[float, float],
     changed: tuple[int, int, float],
-    said: tuple[float, float] | None,
+    apart: Said | None,
     thresholds: Thresholds,
     level: float,
 ) -> str:
@@ -229,9 +251,6 @@ def _reason(
             f"and on {lost} fewer"
         )
     words += f" (exact McNemar p = {p:.2g})"
-    if said is not None:
-        words += (
-            f"; but {percent(said[1])} of the generated answers are right, {percent(said[0])} before, which differs by "
-            f"more than {percent(thresholds.disagreement)}"
-        )
+    if apart is not None:
+        words += f"; but {apart.words}, which differs by more than {percent(thresholds.disagreement)}"
     return words + "."

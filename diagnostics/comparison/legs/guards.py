@@ -26,8 +26,8 @@ from diagnostics.records.record import AttentionRecord
 LEAST_OF_ONE_ANSWER = 5
 """Guards needed to judge one right answer separately: losing one answer among many kept ones is a bias too."""
 FREQUENT, COVERED = 0.2, 0.8
-"""A foil of this share of a group's probes needs as many guards of its own; foils that have guards must be those of
-this share of the probes."""
+"""A foil of this share of a group's probes needs guards of its own on as many pictures; foils that have guards must be
+those of this share of the probes."""
 
 
 def guards_leg(
@@ -134,7 +134,13 @@ def _is_kept(guard: ProbePair, record: AttentionRecord, others: Sequence[str]) -
 
 def _unguarded(members: Sequence[ProbePair], guards: Sequence[_Guard]) -> str:
     """A sentence where most of a group's foils, or a frequent one, have too few guards; else ""."""
-    own = Counter(normalised(one) for guard in guards for one in guard.pair.probe.spellings)
+    images = images_of([guard.pair for guard in guards])
+    on = {
+        (normalised(one), image)
+        for guard, image in zip(guards, images, strict=True)
+        for one in guard.pair.probe.spellings
+    }
+    own = Counter(one for one, _ in on)  # pictures: many guards of one are as good as one
     asked = Counter(normalised(str(pair.probe.foil)) for pair in members)
     often = FREQUENT * len(members)
     lacking = {
@@ -149,7 +155,7 @@ def _unguarded(members: Sequence[ProbePair], guards: Sequence[_Guard]) -> str:
     named = next(pair.probe.foil for pair in members if normalised(str(pair.probe.foil)) == worst)
     return (
         f"No guards: {named!r} is the wrong answer of {lacking[worst]} of the {len(members)} probes here, and the "
-        f"right answer of {own[worst]} guards."
+        f"right answer of guards on {count(own[worst], 'picture')}."
     )
 
 
@@ -197,9 +203,9 @@ def _worst(guards: Sequence[_Guard]) -> _Right:
     """The right answer with at least 5 guards whose share after is lowest, or all guards together where theirs is."""
     by_answer: dict[str, list[_Guard]] = {}
     for guard in guards:
-        by_answer.setdefault(guard.pair.probe.answer, []).append(guard)
-    judged = {name: of_it for name, of_it in by_answer.items() if len(of_it) >= LEAST_OF_ONE_ANSWER}
-    found = [_right_of(guards), *(_right_of(of_it, name) for name, of_it in judged.items())]
+        by_answer.setdefault(normalised(guard.pair.probe.answer), []).append(guard)
+    judged = [of_it for of_it in by_answer.values() if len(of_it) >= LEAST_OF_ONE_ANSWER]
+    found = [_right_of(guards), *(_right_of(of_it, of_it[0].pair.probe.answer) for of_it in judged)]
     return min(found, key=lambda one: one.judged[1])
 
 

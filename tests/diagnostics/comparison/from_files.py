@@ -350,23 +350,25 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
     enough = worse >= asked["right"] - 1e-9
     generated = [[side.header["scores"]["generated"] for side in pair.sides] for pair in scored]
     said = None
+    apart = fell = False
+    most = asked["disagreement"] + 1e-9
     if any(text for texts in generated for text in texts):
-        said = [
-            float(
-                np.mean(
-                    [
-                        _says(texts[at], pair.spellings, pair.foil)
-                        for pair, texts in zip(scored, generated, strict=True)
-                    ]
-                )
+        each = [
+            np.array(
+                [
+                    _says(texts[at], pair.spellings, pair.foil)
+                    for pair, texts in zip(scored, generated, strict=True)
+                ],
+                float,
             )
             for at in (0, 1)
         ]
-    most = asked["disagreement"] + 1e-9
-    apart = said is not None and (
-        abs(said[1] - after) > most
-        or (after - before - (said[1] - said[0]) > most and 2 * (said[1] - said[0]) < after - before)
-    )
+        said = [float(side.mean()) for side in each]
+        of_each = [np.mean([side[m].mean() for m in _clusters(_pictures(scored))]) for side in each]
+        for (was, now), (old, new) in ((said, (before, after)), (of_each, of_pictures)):
+            rise, spoken = new - old, now - was
+            apart = apart or abs(now - new) > most or (rise - spoken > most and 2 * spoken < rise)
+            fell = fell or was - now > most
     more = p < 1 - LEVEL and gained > lost
     return {
         "json": {
@@ -385,6 +387,7 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
         },
         "said": None if said is None else dict(zip(SIDES, said, strict=True)),
         "apart": apart,
+        "fell silent": fell,
         "change": "more" if more else "fewer" if p < 1 - LEVEL and lost > gained else "same",
         "enough": enough,
         "probes": len(scored),
@@ -878,9 +881,11 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
     ]
     if len({pair.picture for pair in members}) < asked["probes"]:
         return leg(None, len(members), None, asked["right"])
-    having = [" ".join(_words(one)) for pair in members for one in pair.spellings]
+    having = {(" ".join(_words(one)), pair.picture) for pair in members for one in pair.spellings}
     lacking = {
-        foil for foil in foils if having.count(foil) < (5 if foils.count(foil) >= len(foils) / 5 else 1)
+        foil
+        for foil in foils
+        if sum(one == foil for one, _ in having) < (5 if foils.count(foil) >= len(foils) / 5 else 1)
     }
     if any(foils.count(foil) >= len(foils) / 5 for foil in lacking) or (
         sum(foil in lacking for foil in foils) > 0.2 * len(foils) + 1e-9
@@ -895,8 +900,8 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
         return pair.sides[at].margin > 0 and not biased
 
     sets = [members]
-    for answer in dict.fromkeys(pair.spellings[0] for pair in members):
-        some = [pair for pair in members if pair.spellings[0] == answer]
+    for answer in dict.fromkeys(" ".join(_words(pair.spellings[0])) for pair in members):
+        some = [pair for pair in members if " ".join(_words(pair.spellings[0])) == answer]
         sets += [some] if len(some) >= 5 else []
     right = [_two_counts(some, stays) for some in sets]
     at = min(range(len(sets)), key=lambda one: min(count[1].mean() for count in right[one]))
@@ -924,10 +929,8 @@ def _two_counts(some: list[Pair], stays) -> list[list[np.ndarray]]:
 
 
 def _is_lost(found: Json, share: float, asked: Json) -> bool:
-    said = found["said"]
-    fell = said is not None and said["before"] - said["after"] > asked["disagreement"] + 1e-9
     counts = (found["json"], found["json"]["pictures_right"])
-    return fell or any(one["after"] < share * one["before"] - 1e-9 for one in counts)
+    return found["fell silent"] or any(one["after"] < share * one["before"] - 1e-9 for one in counts)
 
 
 def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked: Json, trained: bool) -> str:

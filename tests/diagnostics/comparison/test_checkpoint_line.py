@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from diagnostics.comparison.checkpoint_line import checkpoint_line
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.report.languages import translated
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 
 
@@ -51,6 +53,30 @@ def test_a_guard_that_is_lost_on_most_pictures_is_lost_by_picture(tmp_path: Path
         for at, pair in enumerate(pairs)
     ]
     assert checkpoint_line(shared, 7) == "step 7: retention LOST (100 % → 76 % by picture)"
+
+
+def test_a_guard_that_says_something_else_of_most_pictures_is_lost_by_picture(tmp_path: Path):
+    """Right by margin; 216 questions of one picture are answered as before, and those of 24 others no longer."""
+    made = replace(GUARDS, probes=240, said=(GUARDS.answer, GUARDS.answer))
+    pairs = pairs_of(tmp_path, retention=made)["retention"]
+    shared = [
+        replace(pair, probe=replace(pair.probe, images=pairs[0].probe.images)) if at < 216 else pair
+        for at, pair in enumerate(pairs)
+    ]
+    said = [
+        replace(pair, after=replace(pair.after, scores=replace(pair.after.scores, generated="nonsense")))
+        if at >= 216
+        else pair
+        for at, pair in enumerate(shared)
+    ]
+    assert checkpoint_line(said, 7) == "step 7: retention LOST (100 % → 4 % generated, by picture)"
+    group = comparison_of(said)["groups"]["retention"]
+    assert group["verdict"] == "forgot"
+    [reason] = group["reasons"]
+    assert reason.endswith(
+        "; but 4 % of the generated answers are right with each picture counted once, 100 % before."
+    )
+    assert "但每张图片计一次，实际生成的回答有 4% 正确" in str(translated(reason))
 
 
 def test_a_group_with_pictures_that_were_trained_on_is_not_held_out(tmp_path: Path):

@@ -30,7 +30,7 @@ def evidence(
     leg = Leg(True, probes, after, (0.9, 1.0), 0.8, "A reason.")
     answers = Answers(
         probes, images or probes, 1.0, after, 1.0, after, (0.9, 1), (0.9, 1), 0, 0, 1.0, (-0.1, 0.1), True, change,
-        None, False, False, leg,
+        None, False, None, leg,
     )  # fmt: skip
     legs = Legs(leg, *[not_measured(0.5, "Not measured.")] * 5)
     return Evidence(group, probes, images or probes, answers, None, legs, effect_size, trained)

@@ -306,7 +306,8 @@ def test_guards_of_a_rare_foil_alone_guard_nothing(tmp_path: Path) -> None:
     group = comparison_of([*members, *flat(minor)])["groups"]["towers"]
     assert group["verdict"] == "corrected, unguarded"
     assert group["legs"]["guards"]["reason"] == (
-        "No guards: 'Canton' is the wrong answer of 24 of the 25 probes here, and the right answer of 0 guards."
+        "No guards: 'Canton' is the wrong answer of 24 of the 25 probes here, and the right answer of guards on 0 "
+        "pictures."
     )
 
 

@@ -66,3 +66,23 @@ def test_both_shares_are_in_the_json_and_equal_where_no_probes_share_a_picture(t
     alone = comparison_of(pairs_of(tmp_path, tower=Made())["tower"])["groups"]["tower"]
     assert alone["accuracy"]["pictures_right"] == {"before": 0.0, "after": 1.0}
     assert "picture" not in alone["legs"]["answers"]["reason"]
+
+
+def test_what_is_said_of_one_picture_does_not_stand_for_the_others(tmp_path):
+    """Likelier on every picture, but said of one alone, which has 90 % of the probes."""
+    pairs = pairs_of(tmp_path, tower=Made(probes=240))["tower"]
+    mute = [
+        replace(pair.after, scores=replace(pair.after.scores, generated="a tower")) for pair in pairs[216:]
+    ]
+    shared = [
+        replace(pair, probe=replace(pair.probe, images=pairs[0].probe.images)) for pair in pairs[:216]
+    ] + [replace(pair, after=after) for pair, after in zip(pairs[216:], mute, strict=True)]
+    found = answers_of(shared, Thresholds(), 0.95)
+    assert found is not None and found.said == pytest.approx((0.0, 0.9))
+    assert found.disagrees and found.leg.holds is False
+    reason = found.leg.reason
+    assert reason.endswith(
+        "; but 4 % of the generated answers are right with each picture counted once, 0 % before, which differs by "
+        "more than 10 %."
+    )
+    assert "每张图片计一次，实际生成的回答只有 4% 正确" in str(translated(reason))

@@ -61,3 +61,43 @@ def test_both_shares_are_said_and_what_the_interval_is_of(tmp_path: Path) -> Non
     assert "每张图片计一次则现在 76%，之前 100%" in str(translated(reason))
     one = reason.replace("right after and", "right after where the answer is 'Canton' and")
     assert "其中答案为 'Canton' 的 95.6% 现在答对" in str(translated(one))
+
+
+def test_many_guards_of_one_answer_on_few_pictures_guard_nothing(tmp_path: Path) -> None:
+    groups = pairs_of(
+        tmp_path,
+        towers=Made(),
+        minor=replace(Made(), foil="Minor", probes=12),
+        guards=GUARDS,
+        few=replace(GUARDS, answer="Minor", said=("Minor", "Minor")),
+    )
+    for pair in groups["minor"]:
+        object.__setattr__(pair.probe, "group", "towers")
+    images = [pair.probe.images for pair in groups["few"]]
+    assert comparison_of(flat(groups))["groups"]["towers"]["verdict"] == "corrected"
+    groups["few"] = [
+        replace(pair, probe=replace(pair.probe, images=images[at % 4]))
+        for at, pair in enumerate(groups["few"])
+    ]
+    reason = comparison_of(flat(groups))["groups"]["towers"]["legs"]["guards"]["reason"]
+    assert reason == (
+        "No guards: 'Minor' is the wrong answer of 12 of the 36 probes here, and the right answer of guards on 4 "
+        "pictures."
+    )
+    assert "护栏只在 4 张图片上" in str(translated(reason))
+
+
+def test_one_answer_written_in_two_ways_is_one_answer(tmp_path: Path) -> None:
+    """Of eight guards of the Nordic Tower three are lost, four of them in small letters."""
+    groups = pairs_of(
+        tmp_path,
+        towers=Made(),
+        one=replace(Made(), foil="Nordic Tower", probes=1),
+        guards=replace(GUARDS, probes=120),
+        capitals=replace(GUARDS, answer="Nordic Tower", probes=4, margins=(4.0, [4.0] * 3 + [-3.0])),
+        small=replace(GUARDS, answer="the Nordic tower", probes=4, margins=(4.0, [4.0] * 2 + [-3.0] * 2)),
+    )
+    object.__setattr__(groups["one"][0].probe, "group", "towers")
+    group = comparison_of(flat(groups))["groups"]["towers"]
+    assert group["verdict"] == "answers changed, a guard broke"
+    assert group["legs"]["guards"]["value"] == pytest.approx(5 / 8)
