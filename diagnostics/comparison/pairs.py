@@ -51,14 +51,14 @@ class LayerPair:
     before, after    Float[cells]: the answer query's attention over the first picture's cells, mean over heads,
                      sums to 1
     readings         region name → mass and enrichment of both
-    drift_jsd_nats   drift of the attention within the picture, [0, ln 2]
+    drift_jsd_nats   drift of the attention within the picture, [0, ln 2]; None if the row does not look at it on a side
     """
 
     layer: int
     before: Float[np.ndarray, " cells"]
     after: Float[np.ndarray, " cells"]
     readings: Mapping[str, RegionChange]
-    drift_jsd_nats: float
+    drift_jsd_nats: float | None
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,15 @@ def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) 
                 name: RegionChange(name, *_readings(cells[0][row], cells[1][row], weights))
                 for name, weights in coverage.items()
             },
-            drift_jsd_nats=float(jensen_shannon_nats(cells[0][row], cells[1][row])),
+            drift_jsd_nats=_drift(cells[0][row], cells[1][row]),
         )
         for row, layer in enumerate(after.layers)
     )
     return ProbePair(probe, before, after, probe.main_region, layers)
+
+
+def _drift(before: Float[np.ndarray, " cells"], after: Float[np.ndarray, " cells"]) -> float | None:
+    return float(jensen_shannon_nats(before, after)) if before.any() and after.any() else None
 
 
 def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:

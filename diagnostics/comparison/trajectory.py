@@ -107,7 +107,8 @@ def series_of(
         accuracy          {group: share of probes with a positive margin, [0, 1]}
         margin_nats       {group: mean of log p(answer) - log p(foil)}
         enrichment        {group: {key layer: mean of the judged region's, times}}
-        drift_jsd_nats    {key layer: mean distance of the maps from the first step's, [0, ln 2]}
+        drift_jsd_nats    {key layer: mean distance of the maps from the first step's, [0, ln 2], of probes whose rows
+                          look at the picture at both; None where none does}
         visual_share      {key layer: mean attention on image tokens, [0, 1]}
         trajectories      {probe: {"points": one pair per step, "explained": share of variance in the plane, [0, 1]}}
 
@@ -134,7 +135,7 @@ def series_of(
         "accuracy": {name: _means([one > 0 for one in of_group]) for name, of_group in margins.items()},
         "margin_nats": {name: _means(of_group) for name, of_group in margins.items()},
         "enrichment": {name: _by_layer(evolution, of_group) for name, of_group in enrichments.items()},
-        "drift_jsd_nats": _by_layer(evolution, [one.drift_jsd_nats for one in read.values()]),
+        "drift_jsd_nats": _drift_by_layer(evolution, [one.drift_jsd_nats for one in read.values()]),
         "visual_share": _by_layer(evolution, [one.visual_share for one in read.values()]),
         "trajectories": {name: one.trajectory for name, one in read.items()},
     }
@@ -202,7 +203,7 @@ class ProbeSeries:
     enrichment         Float[steps, layers] of the judged region; None without one
     costs_nats         Float[steps], what hiding the judged region costs beyond hiding a random place of its size; NaN
                        at steps where it was not measured
-    drift_jsd_nats     Float[steps, layers], from the first step
+    drift_jsd_nats     Float[steps, layers], from the first step; NaN where the row does not look at the picture at one
     visual_share       Float[steps, layers], mean over heads
     trajectory         as in ``series`` of comparison.json
     """
@@ -228,7 +229,7 @@ def _read(probe: Probe, evolution: Evolution) -> ProbeSeries:
         if region is None
         else enrichment(maps, region_coverage(probe.regions[region], image)),
         costs_nats=np.array([_over_control(record, region) for record in records]),
-        drift_jsd_nats=jensen_shannon_nats(maps, maps[:1]),
+        drift_jsd_nats=np.where(maps.any(-1) & maps[:1].any(-1), jensen_shannon_nats(maps, maps[:1]), np.nan),
         visual_share=np.stack([record.visual_share[list(record.layers)].mean(axis=1) for record in records]),
         trajectory={
             "points": [[float(x), float(y)] for x, y in plane.points],
@@ -267,6 +268,22 @@ def _by_layer(
     """The mean over probes at each step, by key layer; JSON keys are strings."""
     means = np.mean(values, axis=0)
     return {str(layer): [float(v) for v in means[:, row]] for row, layer in enumerate(evolution.layers)}
+
+
+def _drift_by_layer(
+    evolution: Evolution, values: Sequence[Float[np.ndarray, "steps layers"]]
+) -> dict[str, list[float | None]]:
+    """The mean at each step over the probes of which it is not NaN, by key layer."""
+    stacked = np.stack(values)
+    measured = np.isfinite(stacked)
+    sums, counts = np.where(measured, stacked, 0.0).sum(0), measured.sum(0)
+    return {
+        str(layer): [
+            float(of_all / count) if count else None
+            for of_all, count in zip(sums[:, row], counts[:, row], strict=True)
+        ]
+        for row, layer in enumerate(evolution.layers)
+    }
 
 
 def _require_same_probes(first_step: int, first: Records, step: int, records: Records) -> None:

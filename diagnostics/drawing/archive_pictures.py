@@ -311,7 +311,7 @@ def strip_probe(group: Sequence[ProbePair]) -> Probe:
 
 def moved_most(group: Sequence[ProbePair]) -> int:
     """The key layer in which a group's attention has moved most from the base; the last one where none has."""
-    drifts = np.array([[layer.drift_jsd_nats for layer in pair.layers] for pair in group]).mean(axis=0)
+    drifts = np.array([[layer.drift_jsd_nats or 0.0 for layer in pair.layers] for pair in group]).mean(axis=0)
     return group[0].layers[int(np.argmax(drifts)) if drifts.any() else -1].layer
 
 

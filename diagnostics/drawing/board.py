@@ -139,7 +139,8 @@ def scalars(pairs: Sequence[ProbePair], trained_on: Collection[int] = ()) -> dic
                 values[tag("enrichment")].append(reading.enrichment_after)
             share = float(pair.after.visual_share[layer.layer].mean())
             values[tags.drift_tag("visual_share", layer.layer)].append(share)
-            values[tags.drift_tag("drift_jsd_nats", layer.layer)].append(layer.drift_jsd_nats)
+            if layer.drift_jsd_nats is not None:
+                values[tags.drift_tag("drift_jsd_nats", layer.layer)].append(layer.drift_jsd_nats)
     return {tag: float(np.mean(of_probes)) for tag, of_probes in values.items()}
 
 

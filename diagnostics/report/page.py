@@ -150,7 +150,11 @@ def _time(comparison: Mapping[str, Any]) -> str:
         return ""
     steps = series["steps"]
     right = [Line(name, values, own=True) for name, values in series["accuracy"].items()]
-    drift = [Line(f"layer {layer}", values) for layer, values in series["drift_jsd_nats"].items()]
+    drift = [
+        Line(f"layer {layer}", values)
+        for layer, values in series["drift_jsd_nats"].items()
+        if None not in values
+    ]
     attention = {
         name: [
             Line(_layer_words(layer, _trained_on(groups[name])), values) for layer, values in by_layer.items()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import images_of, pair_records
 from diagnostics.records.record import PatchSource, PatternPatch, PictureControl
 from tests.diagnostics.show_samples import probes, records
@@ -73,3 +74,15 @@ def test_every_margin_that_is_no_number_names_the_probe(sides, change, words):
     probe, before, after = sides
     with pytest.raises(ValueError, match=f"probe {probe.id}, record of step 10: found (nan|inf) as {words}"):
         pair_records(probe, before, replace(after, **change))
+
+
+def test_a_row_that_does_not_look_at_the_picture_has_no_drift(sides):
+    probe, before, after = sides
+    rows = after.rows.copy()
+    rows[0] = 0.0  # the first key layer: its whole window lies behind the picture
+    [blind, other] = pair_records(probe, before, replace(after, rows=rows)).layers
+    [_, whole] = pair_records(probe, before, after).layers
+    assert blind.drift_jsd_nats is None and other.drift_jsd_nats == whole.drift_jsd_nats
+    assert comparison_of([pair_records(probe, before, replace(after, rows=rows))])["groups"][probe.group][
+        "drift_jsd_nats"
+    ] == {str(blind.layer): None, str(other.layer): whole.drift_jsd_nats}

@@ -208,3 +208,19 @@ def test_of_many_steps_some_are_taken_with_both_ends() -> None:
     assert evenly_chosen(0, 2) == []
     with pytest.raises(ValueError, match="most: found 1; expected at least 2"):
         evenly_chosen(5, 1)
+
+
+def test_a_row_that_does_not_look_at_the_picture_has_no_drift(of: list[Probe]) -> None:
+    """A distance from no map would be one: half of ln 2."""
+    found = checkpoints(of)
+    blind = found[10]["sphere-building-0"]
+    rows = blind.rows.copy()
+    rows[0][..., blind.image_tokens[0].positions] = 0.0  # of layer 1
+    found[10]["sphere-building-0"] = replace(blind, rows=rows)
+    drift = series_of(of, evolution_of(found))["drift_jsd_nats"]
+    whole = series_of(of, evolution_of(checkpoints(of)))["drift_jsd_nats"]
+    assert drift["3"] == whole["3"] and drift["1"][::2] == whole["1"][::2]
+    assert drift["1"][1] == pytest.approx(whole["1"][1] * 2 / 3)  # one of two moves, and two of three before
+    found[10] = {name: replace(one, rows=np.zeros_like(one.rows)) for name, one in found[10].items()}
+    drift = series_of(of, evolution_of(found))["drift_jsd_nats"]
+    assert drift == {str(layer): [0.0, None, whole[str(layer)][2]] for layer in LAYERS}
