@@ -13,33 +13,36 @@ A custom training loop calls it directly::
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from diagnostics.comparison.verdicts import CORRECTED
 from diagnostics.diagnosis.at_start import hindrance, lines, markdown, trained_components
 from diagnostics.diagnosis.diagnosing import Diagnosis, diagnose_model
+from diagnostics.monitoring.arguments import check_key_layers, check_numbers, plan_of, probes_of
+from diagnostics.monitoring.clearing import make_room, set_later_aside
 from diagnostics.monitoring.earlier_run import EarlierRun
 from diagnostics.monitoring.failures import FAILURES, LINE_MAX, Failures
 from diagnostics.monitoring.moments import (
     PRECISION,
     Moment,
+    best_checkpoint,
     moment,
     moment_by_hand,
     name_run,
     precision_difference,
     runs_of,
 )
+from diagnostics.monitoring.ranks import everywhere, failure_of, shared_out
+from diagnostics.monitoring.series import series_until
 from diagnostics.monitoring.stopping import Stopping, why_unjudged
 from diagnostics.monitoring.training_data import (
     LOOKED_THROUGH,
@@ -50,31 +53,20 @@ from diagnostics.monitoring.training_data import (
     pictures_among,
     seen_words,
 )
-from diagnostics.probing.before import (
-    AdapterOff,
-    BeforeModel,
-    NotAtHandError,
-    has_trained_adapter,
-    is_sharded,
-    loaded_beside,
+from diagnostics.monitoring.untrained_model import (
+    WHERE_IS_THE_ADAPTER,
+    base_words,
+    is_of_unknown_adapter,
+    opened_from,
+    untrained_at_hand,
+    untrained_words,
 )
+from diagnostics.probing.before import BeforeModel
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder, check_processor
 from diagnostics.probing.trained_on import TrainedOn, trained_on, with_base
-from diagnostics.records.archive import (
-    NOT_PATCHED,
-    SUPERSEDED,
-    RecordArchive,
-    begun_there,
-    delete_unfinished_baseline,
-    fault_words,
-    left_by_earlier,
-    recorded_steps,
-    set_aside,
-    whole_records,
-    why_not_patched,
-)
+from diagnostics.records.archive import NOT_PATCHED, RecordArchive, why_not_patched
 from diagnostics.records.identity import (
     Run,
     model_marks,
@@ -82,21 +74,19 @@ from diagnostics.records.identity import (
 )
 from diagnostics.records.measurement_plan import (
     CHECKPOINT_DEPTHS,
-    DEPTHS,
     OCCLUSION,
     PICTURES,
     WATCH,
     MeasurementPlan,
     cost_words,
 )
-from diagnostics.records.probes import KEPT_SHARE, Probe, groups_of, read_probes, write_probes
+from diagnostics.records.probes import KEPT_SHARE, Probe, groups_of, write_probes
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.languages import Language, check_language
 from finetune.distributed import decided_by_first, gathered, rank_and_world_size
 from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model, check_identifiable, check_measurable
 from finetune.files import write_atomically
-from finetune.model.folders import is_adapter
 from finetune.model.run_data import RunData
 from finetune.samples.workers import is_data_worker_death
 
@@ -107,11 +97,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 KEPT_PIXELS_BYTES = 2**28
 """Memory for pixels of probes, which stay from one checkpoint to the next."""
-WITH_ADAPTER, UNKNOWN_ADAPTER = " with the adapter ", "it came with"
-"""In the name of an untrained model: it is not its base alone, since its adapter was trained before."""
 
 
 class Unsaved(NamedTuple):
@@ -198,30 +185,21 @@ class AttentionMonitor(TrainerCallback):
         trackers: Sequence[str] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> None:
-        if probe_steps is not None and probe_steps < 1:
-            raise ValueError(
-                f"probe_steps: found {probe_steps}, expected at least 1, or None for every checkpoint"
-            )
-        if stop_when not in (None, CORRECTED):
-            raise ValueError(f'stop_when: found {stop_when!r}, expected "{CORRECTED}" or None')
-        if stop_patience < 1:
-            raise ValueError(f"stop_patience: found {stop_patience}, expected at least 1 checkpoint")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size: found {batch_size}, expected at least 1")
-        _check_key_layers(key_layers)
+        check_numbers(probe_steps, stop_when, stop_patience, batch_size)
+        check_key_layers(key_layers)
         check_language(language)
         check_processor(processor)
         self.processor = processor
-        self.probes = _read(probes)
+        self.probes = probes_of(probes)
         if not self.probes:
             raise ValueError("probes: found none, expected at least one")
-        self.calibration_probes = () if calibration_probes is None else _read(calibration_probes)
+        self.calibration_probes = () if calibration_probes is None else probes_of(calibration_probes)
         check_apart(self.calibration_probes, self.probes)
         self._given_output_dir = None if output_dir is None else Path(output_dir)
         self.output_dir = self._given_output_dir
         self.key_layers = key_layers
-        self.depth = _depth(depth)
-        self.checkpoint_depth = _depth(checkpoint_depth, CHECKPOINT_DEPTHS)
+        self.depth = plan_of(depth)
+        self.checkpoint_depth = plan_of(checkpoint_depth, CHECKPOINT_DEPTHS)
         self.baseline = None if baseline is None else Path(baseline)
         self.diagnose = diagnose
         self.language: Language = language
@@ -319,7 +297,7 @@ class AttentionMonitor(TrainerCallback):
         """Probe once more, with interventions, and compare with the baseline."""
         self._is_ending = True
         at = moment(args, state, event["model"])
-        best = _best_checkpoint(state) if args.load_best_model_at_end else ""
+        best = best_checkpoint(state) if args.load_best_model_at_end else ""
         if best not in ("", f"checkpoint-{at.step}"):
             # The Trainer has loaded the best checkpoint: the model is not that of the last step, which may be judged.
             if self._shown is not None:
@@ -401,15 +379,16 @@ class AttentionMonitor(TrainerCallback):
         prober = self._prober(at, model, self.depth, layers)
         self._check_judged(at, prober)
         prober.self_check()
-        run = new_run(model_marks(model), self._untrained_words(model), self.probes, layers)
-        decided_by_first(lambda: self._make_room(run))
+        run = new_run(model_marks(model), untrained_words(model, self.reference), self.probes, layers)
+        decided_by_first(lambda: make_room(self._folder, run, logs=self._own_logs))
         self._take(at, decided_by_first(lambda: run), chosen)
         if chosen is not None:
             decided_by_first(lambda: chosen.save(self.attention_dir / "calibration.json"))
         self._write_probes()
         if at.first:
             self._warn_if_never_met()
-            self._warn_of_an_unknown_adapter()
+            if is_of_unknown_adapter(self._name):
+                print(WHERE_IS_THE_ADAPTER, flush=True)
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
@@ -426,16 +405,6 @@ class AttentionMonitor(TrainerCallback):
 
         for sentence in never_met(self._judged) if self.stop_when is not None else ():
             print(f"warning: --stop_when {self.stop_when} cannot be met: {sentence}", flush=True)
-
-    def _warn_of_an_unknown_adapter(self) -> None:
-        """PEFT keeps no trace of the folder that an adapter was opened from."""
-        if self._name.endswith(f"{WITH_ADAPTER}{UNKNOWN_ADAPTER}"):
-            print(
-                "warning: the adapter was trained before, and nothing says where its folder is: it is not known "
-                "whether pictures of the probes, or attention, were trained on; give the monitor reference=, that "
-                "folder",
-                flush=True,
-            )
 
     def _check_judged(self, at: Moment, prober: Prober) -> None:
         """Say where attention is trained on so that none of it is left to be judged.
@@ -538,26 +507,11 @@ class AttentionMonitor(TrainerCallback):
             return
         self._baseline = self._archive.load(0)
         best = self._archive.best(at.step)
-        self._set_aside(at.step, best)
+        set_later_aside(self._archive, at.step, best)
         self._open_board(at)
         if best is not None and self._shown is not None:
             self._shown.forget(at.step)
         self._make_up(at.step)
-
-    def _set_aside(self, step: int, best: str | None) -> None:
-        """Move away the records of later steps, and those of this one where they are of the best model, which an
-        earlier end of training had loaded."""
-        moved = self._archive.set_beyond_aside(step if best is None else step - 1)
-        where = f"their records and pictures were moved to {self.attention_dir / SUPERSEDED}"
-        if best is not None:
-            print(f"{self.attention_dir}: step {step} was measured on {best}, the best; {where}", flush=True)
-        beyond = [one for one in moved if one > step]
-        if beyond:
-            listed = ", ".join(map(str, beyond))
-            print(
-                f"{self.attention_dir}: steps {listed} lie beyond step {step}, from which training resumes; {where}",
-                flush=True,
-            )
 
     @property
     def chosen_layers(self) -> tuple[int, ...]:
@@ -585,30 +539,13 @@ class AttentionMonitor(TrainerCallback):
         if rank_and_world_size()[0] == 0:
             print(f"key layers: {chosen.why}", flush=True)
 
-    def _make_room(self, run: Run) -> None:
-        """Move what an earlier training left out of the way. A baseline of this very model is overwritten, one whose
-        writing did not finish deleted."""
-        if not left_by_earlier(self.attention_dir):
-            return
-        assert self.output_dir is not None
-        delete_unfinished_baseline(self.attention_dir)
-        with suppress(ValueError):
-            before, steps = begun_there(self.attention_dir), recorded_steps(self.attention_dir)
-            if not steps or (steps == [0] and Run.from_json(before).same_start(run)):
-                (self.attention_dir / "calibration.json").unlink(missing_ok=True)
-                return
+    def _own_logs(self) -> list[Path]:
+        """This monitor's own event files of an earlier training."""
         from diagnostics.monitoring.showing import LOGS_END, log_dir
 
-        logs = (
-            [] if self.tb_writer is not None else log_dir(self.output_dir, None).glob(f"*tfevents*{LOGS_END}")
-        )
-        found = [self.attention_dir, self.output_dir / "comparison", *logs]
-        place = set_aside(self.output_dir, [path for path in found if path.exists()])
-        print(
-            f"{self.output_dir}: moved the monitor's files of an earlier training to {place}; this run starts from "
-            "scratch",
-            flush=True,
-        )
+        if self.tb_writer is not None:
+            return []
+        return [*log_dir(self._folder, None).glob(f"*tfevents*{LOGS_END}")]
 
     def _left_in(self, folder: Path, at: Moment, model: nn.Module) -> EarlierRun:
         family = family_of(bare_model(model).config)
@@ -632,7 +569,7 @@ class AttentionMonitor(TrainerCallback):
         """Probe at a checkpoint, and end training if ``stop_when`` is met."""
         depth = self.checkpoint_depth if self.stop_when is None else self.depth
         records = self._probe_now(moment(args, state, model), model, depth)
-        if self.stop_when is not None and self._everywhere(self._has_taken(records, state.global_step)):
+        if self.stop_when is not None and everywhere(self._has_taken(records, state.global_step)):
             control.should_training_stop = True
 
     def _has_taken(self, records: Mapping[str, AttentionRecord], step: int) -> bool:
@@ -665,37 +602,18 @@ class AttentionMonitor(TrainerCallback):
             batch_size=self.batch_size,
             autocast=at.autocast,
         )
-        parts = []
+        outcomes = []
         if probes:
-            parts = self._shared_out(
+            outcomes = shared_out(
                 model, probes, lambda share: prober.run_all(0, "base", probes=share, progress=at.first)
             )
-        records = {record.probe_id: record for part, _ in parts for record in part}
-        failures = [failure for _, failure in parts if failure is not None]
-        if failures:
-            raise failures[0]
+        if (failure := failure_of(outcomes)) is not None:
+            raise failure
+        records = {record.probe_id: record for part, _ in outcomes for record in part}
         return calibrate(probes, records, evenly=evenly)
 
-    def _shared_out(
-        self,
-        model: nn.Module,
-        probes: Sequence[Probe],
-        run: Callable[[Sequence[Probe]], list[AttentionRecord]],
-    ) -> list[tuple[list[AttentionRecord], Exception | None]]:
-        """Run every rank's share of probes; returns, on every rank, the records and the failure, if any, of each."""
-        rank, ranks = rank_and_world_size()
-        in_step = is_sharded(model)
-        failure: Exception | None = None
-        records: list[AttentionRecord] = []
-        try:
-            records = run(probes if in_step else probes[rank::ranks])
-        except FAILURES as error:
-            failure = error
-        # Every rank must get here, even after a failure: the others would wait forever.
-        return [(records, failure)] if in_step else gathered((records, failure))
-
     def _probe_unless_complete(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> None:
-        if not self._everywhere(self._archive.is_complete(at.step, depth)):
+        if not everywhere(self._archive.is_complete(at.step, depth)):
             self._probe_now(at, model, depth)
 
     def _probe_now(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> dict[str, AttentionRecord]:
@@ -718,18 +636,16 @@ class AttentionMonitor(TrainerCallback):
             return {}
         before = self._before(at, model, depth)
         prober = self._prober(at, model, depth, self._layers, before)
-        outcomes = self._shared_out(
+        outcomes = shared_out(
             model,
             self.probes,
             lambda share: prober.run_all(at.step, at.words, probes=share, progress=at.first),
         )
-        failures = [error for _, error in outcomes if error is not None]
-        if failures and at.step == 0:
-            raise failures[0]
-        if failures:
-            self._failures.report(
-                "a checkpoint could not be probed", failures[0], lacks=f"records of step {at.step}"
-            )
+        if (failure := failure_of(outcomes)) is not None:
+            if at.step == 0:
+                raise failure
+            lacks = f"records of step {at.step}"
+            self._failures.report("a checkpoint could not be probed", failure, lacks=lacks)
             return {}
         found = {record.probe_id: record for part, _ in outcomes for record in part} if at.first else {}
         ordered = {probe.id: found[probe.id] for probe in self.probes if at.first}
@@ -769,7 +685,7 @@ class AttentionMonitor(TrainerCallback):
             return None
         found, reason = None, None
         try:
-            found = self._at_hand(model)
+            found = untrained_at_hand(model, self._name, self.reference, cache_dir=self.cache_dir)
         except FAILURES as error:  # of any kind, out of memory too: the rest is measured all the same
             if is_data_worker_death(error):
                 raise
@@ -779,38 +695,11 @@ class AttentionMonitor(TrainerCallback):
             self._report_not_patched(reason)
         return found if reason is None else None
 
-    def _at_hand(self, model: nn.Module) -> BeforeModel:
-        if self.reference is not None and _adapter_folder(self.reference) is not None:
-            return loaded_beside(self.reference, model, base=_opened_from(model), cache_dir=self.cache_dir)
-        if WITH_ADAPTER in self._name:
-            raise NotAtHandError(
-                "the adapter was trained before, so the model without it is not the one that this training began "
-                "with; give the monitor reference=, the folder of that adapter, or compare with python -m "
-                "diagnostics.compare"
-            )
-        if adapted_model(model) is not None:
-            with suppress(NotAtHandError) if self.reference is not None else nullcontext():
-                return AdapterOff(model, self._name)
-        if self.reference is None:
-            raise NotAtHandError(
-                "there is no adapter to switch off, and nothing says where the untrained model is; give the monitor "
-                "reference=, its folder or name, or compare with python -m diagnostics.compare"
-            )
-        return loaded_beside(self.reference, model, cache_dir=self.cache_dir)
-
     @property
     def _name(self) -> str:
         """How the records of step 0 call the model."""
         assert self._run is not None
         return self._run.model_name
-
-    def _untrained_words(self, model: nn.Module) -> str:
-        """The name of the model that training begins with. Every rank must call this."""
-        base, further = _base_words(model), has_trained_adapter(model)
-        adapter = None if self.reference is None else _adapter_folder(self.reference)
-        if adapter is None and not further:
-            return base
-        return f"{base}{WITH_ADAPTER}{adapter or UNKNOWN_ADAPTER}"
 
     def _report_not_patched(self, reason: str | None) -> None:
         place = self.attention_dir / NOT_PATCHED
@@ -851,7 +740,7 @@ class AttentionMonitor(TrainerCallback):
     def _trained_on(self, step: int, model: nn.Module) -> TrainedOn:
         """What is noted of the model that training begins with and, once it has begun, in the run's folder: trained
         attention, and pictures of its probes. The first rank alone has that folder where disks are not shared."""
-        places = [place for one in (self.reference, _opened_from(model)) if one for place in with_base(one)]
+        places = [place for one in (self.reference, opened_from(model)) if one for place in with_base(one)]
         if step == 0:
             return trained_on(places, self._run_data)
         found = trained_on(places, self._run_data, running=self.output_dir)
@@ -861,25 +750,24 @@ class AttentionMonitor(TrainerCallback):
     @property
     def attention_dir(self) -> Path:
         """The folder of this run's records and pictures."""
+        return self._folder / "attention"
+
+    @property
+    def _folder(self) -> Path:
         assert self.output_dir is not None
-        return self.output_dir / "attention"
+        return self.output_dir
 
     def _write_probes(self) -> None:
         """Without them no picture is drawn. Nothing is trained yet: a disk that refuses them ends the run."""
         decided_by_first(lambda: write_probes(self.probes, self.attention_dir / "probes.json"))
 
-    def _everywhere(self, answer: bool) -> bool:
-        """The first rank's answer, on every rank: folders need not be shared between machines."""
-        return bool(gathered(answer)[0])
-
     # --- showing: on the first rank alone --------------------------------------------------------------------
     def _open_board(self, at: Moment) -> None:
         from diagnostics.monitoring.showing import Showing, ShownRun
 
-        assert self.output_dir is not None
         groups = list(groups_of(self._judged))
         run = ShownRun(
-            self.output_dir,
+            self._folder,
             groups,
             self._layers,
             self.tb_writer,
@@ -897,7 +785,7 @@ class AttentionMonitor(TrainerCallback):
         with self._reporting("the architecture could not be written"):
             if self._shown is not None:
                 settings = picture_settings(self.processor)
-                found = architecture(bare_model(model).config, name=_base_words(model), settings=settings)
+                found = architecture(bare_model(model).config, name=base_words(model), settings=settings)
                 self._shown.architecture(markdown(found))
 
     def _show(self, step: int, records: Mapping[str, AttentionRecord], best: str | None = None) -> None:
@@ -939,7 +827,6 @@ class AttentionMonitor(TrainerCallback):
     def _compare(self, step: int, *, say: bool = False) -> None:
         from diagnostics.compare import short_table
 
-        assert self.output_dir is not None
         lacks = "comparison/: before and after cannot be seen side by side"
         with self._reporting("the comparison could not be made", lacks=lacks):
             comparison = self._compared(step)
@@ -951,7 +838,7 @@ class AttentionMonitor(TrainerCallback):
                     print(
                         f"compared is {self._best}, the best; curves are of the steps themselves", flush=True
                     )
-                place = self.output_dir / "comparison" / "index.html"
+                place = self._folder / "comparison" / "index.html"
                 print(f"before and after, side by side: {place}", flush=True)
 
     def _compared(self, step: int) -> Mapping[str, Any]:
@@ -959,35 +846,18 @@ class AttentionMonitor(TrainerCallback):
         for it is of an earlier step."""
         from diagnostics.compare import compare
 
-        assert self.output_dir is not None
         ids = [probe.id for probe in self._judged]
-        series: dict[int, Mapping[str, AttentionRecord]] = {}
-        left_out: list[str] = []
-        for one in [one for one in recorded_steps(self.attention_dir) if one <= step]:
-            short = self._archive.shortfall(one, WATCH)
-            if short is None and 0 < one < step:
-                faults = whole_records(self._archive.folder(one), ids)[1]
-                short = fault_words(faults) if faults else None
-            if short is None:
-                series[one] = self._archive.stored(one, ids)
-            else:
-                left_out.append(f"step {one} ({short})")
-        # Records in memory are used as they are; their files need not be readable.
-        for one, records in ((0, self._baseline), (step, self._last)):
-            if records and next(iter(records.values())).step == one:
-                series[one] = {name: records[name] for name in ids}
-        missing = [one for one in (0, step) if one not in series]
-        if missing:
-            raise ValueError(f"the records of step {missing[0]} are missing")
-        if left_out:
-            self._failures.lack(f"in the comparison's series: {'; '.join(left_out)}")
-        ordered = {one: series[one] for one in sorted(series) if one != step or self._best is None}
+        series = series_until(self._archive, step, ids, in_memory=(self._baseline, self._last))
+        if series.left_out:
+            self._failures.lack(f"in the comparison's series: {'; '.join(series.left_out)}")
         return compare(
-            series[0],
-            series[step],
-            self.output_dir,
+            series.steps[0],
+            series.steps[step],
+            self._folder,
             probes=self._judged,
-            series=ordered,
+            series={
+                one: records for one, records in series.steps.items() if one != step or self._best is None
+            },
             samples=self.samples,
             why_not_patched=why_not_patched(self.attention_dir),
             language=self.language,
@@ -1014,59 +884,3 @@ class AttentionMonitor(TrainerCallback):
     def _reporting(self, what: str, *, lacks: str | None = None) -> AbstractContextManager[None]:
         """Report a failure instead of raising it: training goes on without what ``lacks`` names."""
         return self._failures.reporting(what, lacks=lacks)
-
-
-def _best_checkpoint(state: TrainerState) -> str:
-    """``checkpoint-N`` of the best model, whatever its folder is called; "" without one.
-
-    Trap: ``best_global_step`` of transformers' own Trainer is that of the best evaluation, which may lie between two
-    checkpoints; what is loaded is the folder.
-    """
-    if state.best_model_checkpoint is None:
-        return ""
-    folder = Path(state.best_model_checkpoint)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        written = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        return f"checkpoint-{int(written['global_step'])}"
-    return folder.name
-
-
-def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:
-    if isinstance(probes, str | Path):
-        return read_probes(probes)
-    given: Any = probes
-    if not isinstance(given, Sequence) or not all(isinstance(probe, Probe) for probe in given):
-        raise ValueError(f"probes: found {type(given).__name__}, expected a probe file, or Probes in a list")
-    for probe in given:
-        if not probe.images:
-            raise ValueError(f"probe {probe.id}: images: found none, expected at least one picture")
-    return tuple(given)
-
-
-def _check_key_layers(layers: Any) -> None:
-    numbers = isinstance(layers, Sequence) and not isinstance(layers, str)
-    if layers != "auto" and not (numbers and layers and all(isinstance(one, int) for one in layers)):
-        raise ValueError(f'key_layers: found {layers!r}, expected "auto", or numbers of layers in a list')
-
-
-def _depth(depth: str | MeasurementPlan, known: Mapping[str, MeasurementPlan] = DEPTHS) -> MeasurementPlan:
-    if isinstance(depth, MeasurementPlan):
-        return depth
-    if depth not in known:
-        raise ValueError(f"depth: found {depth!r}, expected {' or '.join(known)}")
-    return known[depth]
-
-
-def _opened_from(model: nn.Module) -> str | None:
-    """The folder or hub name that the weights below any adapter were read from; None where they were not."""
-    return str(getattr(bare_model(model).config, "name_or_path", "") or "") or None
-
-
-def _base_words(model: nn.Module) -> str:
-    return _opened_from(model) or "base"
-
-
-def _adapter_folder(name: str) -> Path | None:
-    """The folder of a name that is an adapter's; None for a model, and for hub names."""
-    folder = Path(name).expanduser()
-    return folder if is_adapter(folder) else None

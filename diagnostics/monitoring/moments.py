@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,3 +127,18 @@ def name_run(state: TrainerState, run: str) -> None:
     kept: Any = state.stateful_callbacks
     if isinstance(kept, dict):
         kept[STATE_KEY] = {"args": {}, "attributes": {"runs": [*runs_of(state), run]}}
+
+
+def best_checkpoint(state: TrainerState) -> str:
+    """``checkpoint-N`` of the best model, whatever its folder is called; "" without one.
+
+    Trap: ``best_global_step`` of transformers' own Trainer is that of the best evaluation, which may lie between two
+    checkpoints; what is loaded is the folder.
+    """
+    if state.best_model_checkpoint is None:
+        return ""
+    folder = Path(state.best_model_checkpoint)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        written = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        return f"checkpoint-{int(written['global_step'])}"
+    return folder.name

@@ -23,6 +23,7 @@ import diagnostics.compare  # noqa: F401  (first imported while something is rep
 from diagnostics import monitor as monitor_module
 from diagnostics.capture import watcher
 from diagnostics.monitor import AttentionMonitor
+from diagnostics.monitoring import ranks
 from diagnostics.probing.layer_choice import Calibration
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import user_parts
@@ -574,9 +575,9 @@ def test_looks_before_a_restart_are_paid_for(tmp_path, processor, probe_file, ca
 
 
 def test_ranks_share_probes_out_unless_a_forward_needs_all_of_them(processor, probe_file, monkeypatch):
-    monitor = AttentionMonitor(processor, probe_file)
-    monkeypatch.setattr(monitor_module, "rank_and_world_size", lambda: (1, 2))
-    monkeypatch.setattr(monitor_module, "gathered", lambda one: [one])
+    probes = AttentionMonitor(processor, probe_file).probes
+    monkeypatch.setattr(ranks, "rank_and_world_size", lambda: (1, 2))
+    monkeypatch.setattr(ranks, "gathered", lambda one: [one])
     asked: list[list[str]] = []
 
     def run(share):
@@ -584,8 +585,8 @@ def test_ranks_share_probes_out_unless_a_forward_needs_all_of_them(processor, pr
         return []
 
     model = torch.nn.Linear(2, 3)
-    monitor._shared_out(model, monitor.probes, run)
+    ranks.shared_out(model, probes, run)
     model.bias._fsdp_flattened = True  # as FSDP marks what it shards
-    monitor._shared_out(model, monitor.probes, run)
-    ids = [probe.id for probe in monitor.probes]
+    ranks.shared_out(model, probes, run)
+    ids = [probe.id for probe in probes]
     assert asked == [ids[1::2], ids] and len(ids) > 1

@@ -15,7 +15,8 @@ from diagnostics.drawing.board import picture_tags
 from diagnostics.drawing.sink import TaggedPicture
 from diagnostics.drawing.tensorboard import written_tags
 from diagnostics.drawing.worker_client import Rendered
-from diagnostics.monitor import AttentionMonitor, _best_checkpoint
+from diagnostics.monitor import AttentionMonitor
+from diagnostics.monitoring.moments import best_checkpoint
 from diagnostics.monitoring.training_data import LOOKED_THROUGH, UNKNOWN
 from diagnostics.records.archive import record_path, recorded_steps
 from diagnostics.records.identity import model_difference, model_marks
@@ -476,9 +477,9 @@ def test_the_best_model_is_of_the_folder_that_is_loaded(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "trainer_state.json").write_text('{"global_step": 2}')
     state = TrainerState(best_model_checkpoint=str(tmp_path / name), best_global_step=3)
-    assert _best_checkpoint(state) == "checkpoint-2"
+    assert best_checkpoint(state) == "checkpoint-2"
     (tmp_path / name / "trainer_state.json").unlink()
-    assert _best_checkpoint(state) == name and _best_checkpoint(TrainerState()) == ""
+    assert best_checkpoint(state) == name and best_checkpoint(TrainerState()) == ""
 
 
 def test_going_on_after_the_best_was_loaded_measures_the_step_itself(tmp_path, processor, probes, capsys):
