@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from finetune.families.parts.thoughts import without_thought
+
 ARTICLES = frozenset({"a", "an", "the"})
 WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u318f\u31f0-\u31ff"
@@ -13,7 +15,6 @@ WITHOUT_SPACES = re.compile(
 )
 """Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese: words are not told apart by spaces, or, in Korean, have
 particles joined to them."""
-THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
 _IN_NUMBERS = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.,])[-−](?=\d)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = str.maketrans("", "", "'’ʼ")
@@ -29,14 +30,6 @@ def normalised(text: str) -> str:
     """
     words = _words(text)
     return " ".join(words[place] for place in _without_articles(words))
-
-
-def without_thought(text: str) -> str:
-    """What a text answers: nothing of what it thinks before, and nothing where it was cut off while thinking.
-
-    "<think>The Canton Tower? No.</think>The Pearl Tower" → "The Pearl Tower"; "<think>The Canton Tower?" → ""
-    """
-    return text.rpartition(THOUGHT_END)[2].partition(THOUGHT_BEGIN)[0]
 
 
 def says(generated: str, spellings: Sequence[str], foil: str | None) -> bool:

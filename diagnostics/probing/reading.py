@@ -18,6 +18,7 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.hidden_states import HiddenStates
 from diagnostics.probing.prompts import EncodedProbe, forget_positions, padded, scored_span
 from finetune.families import Family
+from finetune.families.parts.thoughts import PROMPT_END, begun_by
 
 
 class Reading(NamedTuple):
@@ -25,7 +26,8 @@ class Reading(NamedTuple):
 
     answer_nats     log p of the answer and of its end given the prompt, summed over tokens, nats
     foil_nats       the same of the foil; None without one
-    reply           the model's own greedy reply; "" if none was asked for
+    reply           the model's own greedy reply, and before it "<think>" where the prompt ends inside a thought; "" if
+                    none was asked for
     rows            Float32[attending layers, heads, queries, tokens of the probe with its answer]
     highest_logit   Float32[attending layers, heads]: the answer query's highest logit
     connector       Float32[queries, patches] of each image, mean over heads; empty without a connector that attends
@@ -73,6 +75,9 @@ class PromptReader:
         tails = self._tails_pass(extractor, asked, length, deepcopy(prompt.cache), prompt.logits)
         with extractor.paused():
             replies = self._greedy(prompt.logits, prompt.cache)
+        if self.max_new_tokens:
+            begun = [begun_by("".join(one.tokens[max(length - PROMPT_END, 0) : length])) for one in asked]
+            replies = [before + reply for before, reply in zip(begun, replies, strict=True)]
         images = iter(prompt.connector)
         return [
             Reading(

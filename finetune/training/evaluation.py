@@ -26,6 +26,7 @@ from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families.base import Encoded, Family, joined_media
 from finetune.families.parts.box_scores import BoxScores, box_scores
 from finetune.families.parts.modules import bare_model
+from finetune.families.parts.thoughts import PROMPT_END, begun_by, without_thought
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.untouched import untouched
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn, VideoRef
@@ -93,7 +94,9 @@ def normalised(text: str) -> str:
 
 
 def is_match(said: str, expected: str) -> bool:
-    """Are they the same answer once ``normalised``? An answer of punctuation alone is compared verbatim."""
+    """Are they the same answer once ``normalised``, whatever was thought before? An answer of punctuation alone is
+    compared verbatim."""
+    said, expected = without_thought(said), without_thought(expected)
     if not normalised(expected):
         return said.strip() == expected.strip()
     return normalised(said) == normalised(expected)
@@ -264,7 +267,13 @@ class Generator:
         )  # fmt: skip
         generate: Any = self.model.generate
         replies = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-        return [self._decoded(reply, stops) for reply in replies.tolist()]
+        decoded = [self._decoded(reply, stops) for reply in replies.tolist()]
+        return [(self._begun(one) + said, ended) for one, (said, ended) in zip(encoded, decoded, strict=True)]
+
+    def _begun(self, one: Encoded) -> str:
+        """The mark of a thought that the prompt ends in, which the reply goes on with."""
+        end = one.turn_spans[-1][0]
+        return begun_by(str(self.processor.tokenizer.decode(one.input_ids[max(end - PROMPT_END, 0) : end])))
 
     def _decoded(self, reply: list[int], stops: Sequence[int]) -> tuple[str, bool]:
         """The reply up to its stop token, and whether it has one.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from finetune.families.base import Family, Size
 from finetune.families.parts.boxes import THOUSANDTHS
+from finetune.families.parts.thoughts import without_thought
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 
 LOCATIONS = 1024
@@ -86,8 +87,10 @@ class Writing(NamedTuple):
 def first_box(text: str, own: str | None = None) -> tuple[str, Box] | None:
     """Form and numbers x0 y0 x1 y1 of the first box in a text, searched in the form ``own`` before others.
 
-    ``first_box("<loc0000><loc0256><loc0768><loc0512> dog")`` → form, ``(256, 0, 512, 768)``. None without a box.
+    ``first_box("<loc0000><loc0256><loc0768><loc0512> dog")`` → form, ``(256, 0, 512, 768)``. None without a box; one in
+    a thought is none.
     """
+    text = without_thought(text)
     for form in ([] if own is None else [own]) + list(_FORMS):
         if match := re.search(_FORMS[form], text):
             a, b, c, d = map(float, match.groups())

@@ -17,12 +17,31 @@ from typing import Any, NamedTuple
 from finetune.samples.conversation import Role
 
 OPEN, CLOSE = "<think>", "</think>"
+PROMPT_END = 16
+"""Tokens at the end of a prompt among which the thought that it begins is found."""
 _ASKED, _THOUGHT, _ANSWER = "\ufdd3", "\ufdd4", "\ufdd5"  # noncharacters of Unicode: no template writes them
 _USUAL = f"\n{CLOSE}\n\n"
 
 Write = Callable[[Sequence[Mapping[str, Any]], bool], str]
 """Messages, and whether a prompt for an answer follows them → what the template writes."""
 Turns = Sequence[tuple[Role, Sequence[Any]]]
+
+
+def without_thought(text: str) -> str:
+    """What a text answers: nothing of what it thinks before, and nothing where it was cut off while thinking.
+
+    "<think>The Canton Tower? No.</think>The Pearl Tower" → "The Pearl Tower"; "<think>The Canton Tower?" → ""
+    """
+    return text.rpartition(CLOSE)[2].partition(OPEN)[0]
+
+
+def begun_by(prompt: str) -> str:
+    """What a prompt has begun of the answer that follows it: ``<think>`` where it ends inside a thought, else "".
+
+    A generated answer is judged with it, since one that is cut off while thinking has no mark of its own.
+    """
+    _, begun, after = prompt.rpartition(OPEN)
+    return OPEN if begun and not after.strip() else ""
 
 
 class Habit(NamedTuple):

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from finetune.families.base import encode_for_training, learned_elsewhere
-from finetune.families.parts.box_answers import writing_of
-from finetune.families.parts.thoughts import habit_of
+from finetune.families.parts.box_answers import first_box, writing_of
+from finetune.families.parts.thoughts import begun_by, habit_of
 from finetune.families.qwen3_5 import Qwen35Family
 from finetune.families.qwen3_vl import Qwen3VLFamily
 from finetune.samples.conversation import Conversation, ImageRef, Turn
+from finetune.training.evaluation import Generator, Question, is_match
 from finetune.training.preview import Preview
 from tests.finetune.families.pictures import picture
-from tests.finetune.families.tiny_families import PICTURES_AND_WORDS, grid_processor
+from tests.finetune.families.tiny_families import ALL, PICTURES_AND_WORDS, grid_processor
 from tests.finetune.families.tiny_families import TEMPLATE as PLAIN
 
 # What the published templates of Qwen3-VL-Thinking and Qwen3.5 do with thoughts.
@@ -162,3 +163,33 @@ def test_answers_that_are_learned_in_another_context_than_generated_are_told():
     assert "are learned after …nt⏎, where prompts end in …nt⏎<think>⏎⏎</think>⏎⏎:" in note
     assert "note: " not in previewed(CLOSED, asked("a"), asked("a", "b", trained=False))
     assert "note: " not in previewed(OPEN, asked("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("prompt_ends", "begun"),
+    [
+        ("<|im_start|>assistant\n<think>\n", "<think>"),
+        ("<|im_start|>assistant\n<think>", "<think>"),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
+        ("what is <think> here?<|im_end|>\n<|im_start|>assistant\n", ""),
+    ],
+)
+def test_a_prompt_that_ends_inside_a_thought_has_begun_it(prompt_ends: str, begun: str):
+    assert begun_by(prompt_ends) == begun
+
+
+@pytest.mark.parametrize(("template", "begun"), [(TEMPLATE, "<think>"), (FREE, ""), (NONE, "")])
+def test_a_generated_answer_has_the_mark_of_the_thought_that_its_prompt_began(template, begun):
+    torch.manual_seed(0)
+    processor, model = grid_processor(OPEN, template), ALL[OPEN.name].model().eval()
+    turns = (Turn("user", (ImageRef("a", picture((60, 33))), "what?")), Turn("assistant", (THOUGHT,)))
+    question = Question(Conversation(turns), SPHERES, "what?", 3, "s", "d.json: record 0")
+    [answer] = Generator(model, processor, OPEN, max_new_tokens=3, batch_size=2).answer([question], [0])
+    assert answer.said.startswith("<think>") == bool(begun)
+
+
+def test_answers_are_compared_without_their_thoughts():
+    assert is_match("<think>one</think>\n\nA tower.", "spheres</think>a tower")
+    assert not is_match("<think>a tower", "a tower")
+    box = '[{"bbox_2d": [1, 2, 3, 4]}]'
+    assert first_box(f"<think>[[5, 6, 7, 8]] or {box.replace('1', '9')}</think>{box}")[1] == (1, 2, 3, 4)
