@@ -34,12 +34,21 @@ class CellMap:
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """One key layer of one probe: its maps before and now, and the numbers below them."""
+    """One key layer of one probe: its maps before and now, and the numbers below them.
+
+    trained_on   was attention trained on in this layer? It then looks where it was told to
+    """
 
     layer: int
     before: CellMap
     after: CellMap
     readings: tuple[RegionChange, ...]
+    trained_on: bool = False
+
+    @property
+    def name(self) -> str:
+        """The layer, as pictures name it."""
+        return layer_words(self.layer, self.trained_on)
 
 
 class SaidBox(NamedTuple):
@@ -73,7 +82,18 @@ class StripPanel(NamedTuple):
 
 @dataclass(frozen=True)
 class Strip:
-    """One key layer of one probe over the steps of a training."""
+    """One key layer of one probe over the steps of a training; ``trained_on`` as in ``LayerMaps``, at any of them."""
 
     layer: int
     panels: tuple[StripPanel, ...]
+    trained_on: bool = False
+
+    @property
+    def name(self) -> str:
+        """The layer, as pictures name it."""
+        return layer_words(self.layer, self.trained_on)
+
+
+def layer_words(layer: int, trained_on: bool) -> str:
+    """layer 8, trained on"""
+    return f"layer {layer}, trained on" if trained_on else f"layer {layer}"

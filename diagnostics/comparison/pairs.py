@@ -78,10 +78,7 @@ class ProbePair:
 
     def is_trained_on(self, layer: int) -> bool:
         """Was attention trained on in this layer, or in the resampler through which it looks, before or after?"""
-        return any(
-            layer in record.supervised_layers or record.supervised_connector
-            for record in (self.before, self.after)
-        )
+        return was_trained_on(layer, self.before, self.after)
 
     def reading(self, layer: LayerPair) -> RegionChange | None:
         """Mass and enrichment of the judged region."""
@@ -96,6 +93,7 @@ class ProbePair:
                 before=CellMap(pair.before * pair.before.size, image.grid, image.cell_boxes_pixels),
                 after=CellMap(pair.after * pair.after.size, image.grid, image.cell_boxes_pixels),
                 readings=tuple(pair.readings[name] for name in self.region_order()),
+                trained_on=self.is_trained_on(pair.layer),
             )
             for pair in self.layers
         ]
@@ -103,6 +101,11 @@ class ProbePair:
     def region_order(self) -> list[str]:
         """Names of the regions, the judged one first."""
         return sorted(self.probe.regions, key=lambda name: name != self.region)
+
+
+def was_trained_on(layer: int, *records: AttentionRecord) -> bool:
+    """Was attention trained on in this layer, or in the resampler through which it looks, of any of these models?"""
+    return any(layer in one.supervised_layers or one.supervised_connector for one in records)
 
 
 def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) -> ProbePair:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.maps import CellMap, Strip, StripPanel
-from diagnostics.comparison.pairs import cost, layer_cells
+from diagnostics.comparison.pairs import cost, layer_cells, was_trained_on
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.measures.drift import principal_plane
 from diagnostics.records.measurement_plan import OCCLUSION
@@ -176,6 +176,7 @@ def strip_maps(probe: Probe, evolution: Evolution, layer: int) -> Strip:
             )
             for step, record, cells in zip(evolution.steps, records, _maps(records)[:, row], strict=True)
         ),
+        trained_on=was_trained_on(layer, *records),
     )
 
 

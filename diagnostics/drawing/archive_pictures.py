@@ -327,8 +327,7 @@ def draw_board_strip(
         records = {step: AttentionRecord.load(archive.record_path(probe.id, step)) for step in chosen}
         evolution = evolution_of({step: {probe.id: record} for step, record in records.items()})
         pair = pair_records(probe, records[chosen[0]], records[chosen[-1]])
-        strip, told = strip_maps(probe, evolution, layer), pair.is_trained_on(layer)
-        picture = board_picture.draw_drift(probe_sheet(pair), strip, trained_on=told)
+        picture = board_picture.draw_drift(probe_sheet(pair), strip_maps(probe, evolution, layer))
         content = io.BytesIO()
         picture.save(
             content, format="PNG"
@@ -345,9 +344,8 @@ def draw_board_pictures(archive: ArchivePictures, probe: Probe, step: int) -> li
         pair = archive.pair(probe, step)
         sheet = probe_sheet(pair)
         for maps in pair.maps():
-            told = pair.is_trained_on(maps.layer)
             tag = map_tag(sheet.group, sheet.probe_id, maps.layer)
-            drawn.append(_tagged(tag, board_picture.draw_maps(sheet, maps, trained_on=told)))
+            drawn.append(_tagged(tag, board_picture.draw_maps(sheet, maps)))
     except (ValueError, OSError) as error:
         drawn.append(f"picture of probe {probe.id}: {error}")
     return drawn

@@ -37,7 +37,6 @@ from diagnostics.drawing.probe_picture import (
     share_words,
     words_of,
 )
-from diagnostics.drawing.tags import TRAINED_ON
 from finetune.fonts import Pen, text_font
 
 # All in pixels of the drawing. It is shown at exactly half its size: TensorBoard leaves pixels out instead of blending
@@ -49,10 +48,8 @@ LARGE, PLAIN, SMALL = 30, 26, 22
 HEAD, ABOVE, BELOW, FOOT = 92, 40, 72, 56
 
 
-def draw_drift(sheet: ProbeSheet, strip: Strip, *, trained_on: bool = False) -> Image.Image:
+def draw_drift(sheet: ProbeSheet, strip: Strip) -> Image.Image:
     """One probe and layer over the steps of a training, two panels side by side, on one colour scale: base, steps, now.
-
-    trained_on   as for ``draw_maps``
 
     Raises:
         ValueError: no step, or Chinese text and no font that has it.
@@ -67,7 +64,7 @@ def draw_drift(sheet: ProbeSheet, strip: Strip, *, trained_on: bool = False) -> 
     rows = -(-len(strip.panels) // 2)
     page = Image.new("RGB", (WIDTH, HEAD + rows * high + FOOT), PAPER)
     draw = ImageDraw.Draw(page)
-    _head(draw, sheet, _layer_words(strip.layer, trained_on), pen)
+    _head(draw, sheet, strip.name, pen)
     for index, panel in enumerate(strip.panels):
         place = _column(index % 2), HEAD + index // 2 * high
         drawn = _heat(sheet, panel, dimmed, scale, pen, named=index == 0)
@@ -78,11 +75,8 @@ def draw_drift(sheet: ProbeSheet, strip: Strip, *, trained_on: bool = False) -> 
     return page
 
 
-def draw_maps(sheet: ProbeSheet, maps: LayerMaps, *, trained_on: bool = False) -> Image.Image:
-    """One probe and layer: base and now side by side, their difference and the numbers below.
-
-    trained_on   was attention trained on in this layer? It then looks where it was told to
-    """
+def draw_maps(sheet: ProbeSheet, maps: LayerMaps) -> Image.Image:
+    """One probe and layer: base and now side by side, their difference and the numbers below."""
     pen = Pen(text_font("".join(words_of(sheet))), INK)
     scale = shared_scale(maps.before, maps.after)
     size = fitted(sheet.picture.size, PANEL, PANEL_HEIGHT_MAX)
@@ -90,7 +84,7 @@ def draw_maps(sheet: ProbeSheet, maps: LayerMaps, *, trained_on: bool = False) -
     high = ABOVE + size[1]
     page = Image.new("RGB", (WIDTH, HEAD + 2 * high + BELOW + FOOT), PAPER)
     draw = ImageDraw.Draw(page)
-    _head(draw, sheet, _layer_words(maps.layer, trained_on), pen)
+    _head(draw, sheet, maps.name, pen)
     laid = [
         cells_to_pixels(side, side.density, sheet.picture.size, size) for side in (maps.before, maps.after)
     ]
@@ -111,10 +105,6 @@ def draw_maps(sheet: ProbeSheet, maps: LayerMaps, *, trained_on: bool = False) -
     _numbers(draw, (_column(1), below + ABOVE), maps, pen)
     _heat_bar(page, draw, scale, pen)
     return page
-
-
-def _layer_words(layer: int, trained_on: bool) -> str:
-    return f"layer {layer}{TRAINED_ON * trained_on}"
 
 
 def _head(draw: ImageDraw.ImageDraw, sheet: ProbeSheet, right: str, pen: Pen) -> None:

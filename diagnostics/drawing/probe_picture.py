@@ -264,7 +264,7 @@ def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: Pen) -> Image.I
     """The title line, and the names of the three columns."""
     part = Image.new("RGB", (WIDTH, HEADER_HEIGHT), PAPER)
     draw = ImageDraw.Draw(part)
-    which = f"layer {layers[0].layer}" if len(layers) == 1 else f"{len(layers)} key layers"
+    which = layers[0].name if len(layers) == 1 else f"{len(layers)} key layers"
     _title_line(draw, sheet, f"{which}  ·  {sheet.moment}", WIDTH, pen)
     base = "base" if sheet.base_step == 0 else f"base · step {sheet.base_step}"
     for column, name in enumerate((base, "now", "difference")):
@@ -300,7 +300,7 @@ def _layer_row(
     part = Image.new("RGB", (WIDTH, above + size[1] + BELOW_MAPS), PAPER)
     draw = ImageDraw.Draw(part)
     if titled:
-        pen.write(draw, (MARGIN, 16), f"layer {maps.layer}", 15, SOFT, anchor="ls")
+        pen.write(draw, (MARGIN, 16), maps.name, 15, SOFT, anchor="ls")
     for column, panel in enumerate(panels):
         _outline_all(panel, sheet, pen, named=column == 0)
         if column < 2:
@@ -483,7 +483,7 @@ def _strip_row(
     scale = series_scale([panel.map for panel in strip.panels])
     part = Image.new("RGB", (width, dimmed.height + STRIP_ABOVE + 65), PAPER)
     draw = ImageDraw.Draw(part)
-    pen.write(draw, (MARGIN, 14), f"layer {strip.layer}", 14, SOFT, anchor="ls")
+    pen.write(draw, (MARGIN, 14), strip.name, 14, SOFT, anchor="ls")
     for index, panel in enumerate(strip.panels):
         left = MARGIN + index * (wide + GUTTER)
         pixels = cells_to_pixels(panel.map, panel.map.density, sheet.picture.size, dimmed.size)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, shown_legs
-from diagnostics.comparison.maps import CellMap, Outcome
+from diagnostics.comparison.maps import CellMap, Outcome, layer_words
 from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, cost, pairs_by_group, related
 from diagnostics.comparison.trajectory import evenly_chosen
 from diagnostics.comparison.typical import typical_before, typical_change
@@ -32,7 +32,7 @@ from diagnostics.records.probes import as_asked
 from diagnostics.report.headline import MARKS
 from diagnostics.report.languages import Language, as_written
 from diagnostics.report.style import heat_gradient
-from diagnostics.report.verdict_cards import TOLD_TO, TRAINED_ON
+from diagnostics.report.verdict_cards import TOLD_TO
 from finetune.percent import percent_words
 
 GUARDS = ("retention", "neighbour")
@@ -240,9 +240,9 @@ def _legend(case: CaseStudy, top: float) -> str:
         boxes += f'<span><i class="box other"></i>{as_written(case.misleading)}</span>'
     if case.pair.is_trained_on(case.layer):
         boxes += f"<span>{TOLD_TO}</span>"
-    trained = f", {TRAINED_ON}" if case.pair.is_trained_on(case.layer) else ""
+    layer = layer_words(case.layer, case.pair.is_trained_on(case.layer))
     return (
-        f'<div class="legend"><span>attention, layer {case.layer}{trained}: 0</span><span class="ramp" '
+        f'<div class="legend"><span>attention, {layer}: 0</span><span class="ramp" '
         f'style="background:{heat_gradient()}"></span><span>{end_words(top)} times the even share</span>{boxes}</div>'
     )
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.legs.leg import count
-from diagnostics.comparison.maps import CellMap, Outcome
+from diagnostics.comparison.maps import CellMap, Outcome, layer_words
 from diagnostics.comparison.pairs import ProbePair, layer_cells, pairs_by_group
 from diagnostics.comparison.trajectory import Evolution, evenly_chosen
 from diagnostics.drawing.archive_pictures import picture_of
@@ -40,7 +40,7 @@ from diagnostics.report.case_studies import TrainingSample, case_html, choose_ca
 from diagnostics.report.headline import headline, headline_html
 from diagnostics.report.languages import Language, as_written, filled, for_script, in_both_languages
 from diagnostics.report.style import TEMPLATE
-from diagnostics.report.verdict_cards import TOLD_TO, TRAINED_ON, verdict_card, warnings
+from diagnostics.report.verdict_cards import TOLD_TO, verdict_card, warnings
 from finetune.families.parts.coverage import region_coverage
 
 Json = dict[str, Any]
@@ -124,7 +124,7 @@ def _trained_on(group: Mapping[str, Any]) -> set[int]:
 
 
 def _layer_words(layer: int | str, trained: Collection[int]) -> str:
-    return f"layer {layer}, {TRAINED_ON}" if int(layer) in trained else f"layer {layer}"
+    return layer_words(int(layer), int(layer) in trained)
 
 
 def _forest(groups: Mapping[str, Any]) -> str:

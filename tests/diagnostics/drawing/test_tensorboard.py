@@ -18,6 +18,8 @@ from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.drawing import board_picture, probe_picture
 from diagnostics.drawing.archive_pictures import (
     ArchivePictures,
+    draw_archive_picture,
+    draw_archive_strip,
     draw_board_pictures,
     draw_board_strip,
     overview_png,
@@ -340,6 +342,11 @@ def test_pictures_of_a_layer_that_is_trained_on_have_one_tag_from_step_0_on(
     draw_board_pictures(archive, archive.probes[0], 10)  # in this process
     for layer in (1, 3):
         draw_board_strip(archive, archive.probes[0], [0, 10], layer)
+    assert [one for one in written if one.startswith("layer")] == ["layer 1", "layer 3, trained on"] * 2
+    written.clear()
+    monkeypatch.setattr(probe_picture, "Pen", Noting)
+    assert draw_archive_picture(archive, archive.probes[0], 10) is None
+    assert draw_archive_strip(archive, archive.probes[0], [0, 10]) is None
     assert [one for one in written if one.startswith("layer")] == ["layer 1", "layer 3, trained on"] * 2
 
 
