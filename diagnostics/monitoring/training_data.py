@@ -61,14 +61,24 @@ def pictures_among(files: Collection[Path], data: Sequence[Path]) -> dict[Path, 
 
     Raises ValueError for a data file that cannot be read, or that has faults.
     """
-    kinds = Image.registered_extensions()
-    pictures = [one for one in data if one.suffix.lower() in kinds and one.is_file()]
+    pictures = [one for one in data if one.is_file() and _is_picture(one)]
     shown = [Conversation((Turn("user", (ImageRef(str(one), one),)),), str(one)) for one in pictures]
     found = same_pictures.files_among(files, shown)
     known = {*pictures}
     for path in [one for one in data if one not in known]:
         found |= same_pictures.files_among(files, _read(path))
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    """By its suffix or, whatever that is, by how its bytes begin."""
+    if path.suffix.lower() in Image.registered_extensions():
+        return True
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def _read(path: Path) -> Sequence[Conversation]:

@@ -33,6 +33,8 @@ def test_pictures_are_found_by_name_and_as_copies_among_pictures_and_in_data(pic
     assert set(pictures_among(pictures, [data])) == {pictures[1]}
     assert set(pictures_among(pictures, [copy, data])) == {pictures[0], pictures[1]}
     assert pictures_among(pictures, []) == {}
+    large = shutil.copy(pictures[2], tmp_path / "2.png_large")  # as some sites name their downloads
+    assert set(pictures_among(pictures, [Path(large), data])) == {pictures[1], pictures[2]}
 
 
 def test_one_path_or_several_of_any_kind(pictures):
