@@ -12,8 +12,8 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,16 +159,8 @@ def export(
     and adapter by more than ``TOLERANCE``; no files are kept then.
     """
     opening: dict[str, Any] = {"base": base, "allow_other_base": allow_other_base, "cache_dir": cache_dir}
-    if (Path(source) / checkpoint.MODEL_CONFIG).is_file():
-        weights.require_all(Path(source))
-    config = checkpoint.check(source, **opening)
-    opened, adapter = checkpoint.resolve(source, base=base)
-    if adapter is not None:
-        _refuse_four_bit_base(config, opened)
+    opened, adapter = _checked(source, opening)
     origins = source, base or checkpoint.resolve(source)[0]
-    for one in origins:
-        look_file.supervised_of(one)  # an invalid file is refused before weights are loaded
-        seen_file.seen_of(one)
     folder = _new_folder(Path(output_dir))
     history = history_of(Path(source))
     options = {**opening, "device": device}
@@ -188,8 +180,7 @@ def export(
     before = logits(model, processor)
     effect = _effect(model, processor, before, alone)
 
-    partial = _partial_folder(folder, say)
-    try:
+    with _appearing_whole(folder, say) as partial:
         say(f"{'merging' if effect else 'writing'} in {_name(stored)}")
         _write(model, processor, partial, max_shard_size)
         del model, bare
@@ -201,13 +192,47 @@ def export(
         _require_same(saved, effect, stored, say)
         four_bit = _against_four_bit(source, after, options, stored, say) if history.four_bit else None
         note = _note(effect, four_bit, trained_in_four_bit=history.four_bit, is_other=is_other)
-        other_base = opened if is_other else None
-        card = model_card.Exported(Path(source), note, folder.resolve().name, other_base)
+        card = model_card.Exported(Path(source), note, folder.resolve().name, opened if is_other else None)
         _write_card(partial, card, processor)
         look_file.carry(partial, *origins)
         seen_file.carry(partial, *origins)
         if lineage.carry(partial, source, base=None if adapter is None else opened):
             say(NAMED.format(LINEAGE_FILE))
+    say(f"done: {folder} ({_gib(folder):.2f} GiB)")
+    return Exported(folder, stored, saved, effect, four_bit)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _checked(source: str | Path, opening: Mapping[str, Any]) -> tuple[str, Path | None]:
+    """The folder or hub name of the weights, and the adapter's folder, None without one.
+
+    Raises ValueError for whatever is wrong with them, before weights are loaded.
+    """
+    if (Path(source) / checkpoint.MODEL_CONFIG).is_file():
+        weights.require_all(Path(source))
+    config = checkpoint.check(source, **opening)
+    opened, adapter = checkpoint.resolve(source, base=opening["base"])
+    if adapter is not None:
+        _refuse_four_bit_base(config, opened)
+    for one in (source, opening["base"] or checkpoint.resolve(source)[0]):
+        look_file.supervised_of(one)
+        seen_file.seen_of(one)
+    return opened, adapter
+
+
+@contextmanager
+def _appearing_whole(folder: Path, say: Callable[[str], None]) -> Iterator[Path]:
+    """A folder to write to, which takes this one's place at the end; where anything fails before, no files are kept.
+
+    Raises ValueError where a disk refuses a file.
+    """
+    partial = _partial_folder(folder, say)
+    try:
+        yield partial
         folder_lock.release(partial)
         if folder.exists():
             folder.rmdir()
@@ -223,13 +248,6 @@ def export(
         folder_lock.release(partial)
         with suppress(OSError):  # it has become the folder that was wanted
             partial.rmdir()
-    say(f"done: {folder} ({_gib(folder):.2f} GiB)")
-    return Exported(folder, stored, saved, effect, four_bit)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Stations
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def history_of(source: Path) -> History:
