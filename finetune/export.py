@@ -263,7 +263,11 @@ def history_of(source: Path) -> History:
 
 
 def _marks_of(source: Path) -> Mapping[str, Any] | None:
-    """The flags of training; None where no file says them."""
+    """The flags of training; None where no file says them. Of a checkpoint they are those of the start that saved it:
+    its run may have gone on in another precision."""
+    own = lineage.trained_with(source)
+    if own is not None:
+        return own
     run = run_of(source)
     if run is not None:
         path = run / RUN_FILE

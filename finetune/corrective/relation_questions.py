@@ -6,6 +6,7 @@ it to the left or to the right, on which side, where is the cat (on the bench or
 can carry or hold what.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from random import Random
@@ -13,7 +14,7 @@ from random import Random
 from finetune.corrective.box_relations import OPPOSITE, RELATIONS, holds
 from finetune.corrective.category_names import Name, Names, alike
 from finetune.corrective.scenes import AnnotatedBox, Language, Question, Scene, either, phrases_in
-from finetune.samples.formats.look_at import composed, occurrences
+from finetune.samples.formats.look_at import composed, occurrences, whole_words
 from finetune.samples.markup import Box as Markup
 
 GROUP, NEIGHBOUR = "spatial-relation", "neighbour"
@@ -44,6 +45,20 @@ _OTHER_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 """What people write instead of it in questions of their own."""
+_PICTURE = "(?:[图照相]片|[图影]像|图画?|画面?|镜头|视频|[场背前]景)"
+_PLACE = "(?:[上下里外]面|[上下]方|[左右][边侧]|[上里][边头]|旁边|内部|[上里内旁])"
+_NO_RELATION = re.compile(
+    rf"{_PICTURE}的?{_PLACE}"
+    rf"|(?<!x)(?:[上下][面方]|[左右][边侧])(?:的|[这那][一两几]?[张幅个段]?)(?:{_PICTURE}|问题|选项|描述|说法)"
+    r"|(?<!x)[上下]面哪[个些种]|[哪那这]里(?!面)|上下"
+    r"|[晚早马网天地路街楼]上|[以向往朝加穿戴关合遇碰看爱赶跟追]上|(?:基本|实际|事实|总体|整体|大体|本质|原则)上"
+    r"|上(?:[午次]|周(?!围))|(?<!x)上(?:[述升班课网学]|衣(?!服))"
+    r"|[手嘴怀心眼夜屋家城村公英邻]里|(?<!x)里[程脊]"
+    r"|[室屋户房国境体校院店市馆年日以]内|(?<!x)内(?:[容衣裤心科外疚涵]|存(?![放在有着]))"
+    r"|(?<!x)旁[观听注证若]|[偏路街]旁"
+)  # fmt: skip
+"""Words that hold a word for a relation, and say none of two things: 里 of 哪里, or a place in the picture. An x is of
+a name (``_blanked``), which a word for its relation may follow: 桌子上网球多吗 has no 上网."""
 
 _ASKED: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -208,7 +223,7 @@ class _Pair:
         other = _ELSEWHERE[self.relation] if where == self.relation else self.relation
         made = self._question("where", self._where(where), self._where(other), where, rng, against=other)
         assert made.relation is not None
-        word = "下面" if where in _UNDER and self.language == "zh" else _WORDS[self.language][where]
+        word = relation_word(where, self.language, made.answer, made.text, names=self._bare())
         return replace(made, only_balanced=True, relation={**made.relation, "phrase": word})
 
     def _question(
@@ -223,7 +238,7 @@ class _Pair:
         probed: bool = True,
     ) -> Question:
         text = rng.choice(_ASKED[self.language][form]).format(**self._words(form))
-        said = {one.bare(self.language): thing.category for one, thing in self._named()}
+        said = self._bare()
         return Question(
             group=GROUP,
             topic=self.relation,
@@ -239,11 +254,15 @@ class _Pair:
             regions={thing.category: (thing.box,) for _, thing in self._named()},
             phrases=phrases_in(f"{text}\n{answer}", said),
             relation={
-                "phrase": _WORDS[self.language][self.relation],
+                "phrase": relation_word(self.relation, self.language, answer, text, names=said),
                 "subject": self.subject.category,
                 "object": self.thing.category,
             },
         )
+
+    def _bare(self) -> dict[str, str]:
+        """Name → category."""
+        return {one.bare(self.language): thing.category for one, thing in self._named()}
 
     def _named(self) -> tuple[tuple[Name, AnnotatedBox], tuple[Name, AnnotatedBox]]:
         return (self.name, self.subject), (self.other, self.thing)
@@ -289,24 +308,41 @@ class _Pair:
 
 
 def relation_word(relation: str, language: Language, *texts: str, names: Collection[str] = ()) -> str:
-    """The word for a relation in a question of the user's own; what the relation is called, if there is none.
+    """The word for a relation in a question and its answer; what the relation is called, if there is none.
 
-    texts   in the order in which it is looked for. One that the text has twice may be another: 图上 of 图上的猫在桌上吗
+    texts   in the order in which it is looked for, and read: where it is first, in the first text that has it. Where
+            that is no relation (图上 of 图上的猫在桌上吗), or several words may be it, there is none
     names   of the things, in which the word may stand too: 上 of 上衣
+
+    ``("inside", "zh", "烤箱", "猫在哪里？")`` → ``"inside"``: 里 is a part of another word.
     """
     known = {_WORDS[language][relation], *_OTHER_WORDS[language].get(relation, ())}
-    for word in sorted(known, key=lambda one: (-len(one), one)):
-        holding = next((text for text in texts if occurrences(word, composed(text))), "")
-        for name in names:
-            without = holding.replace(name, " ")
-            holding = "" if len(_places(word, without)) < len(_places(word, holding)) else holding
-        if len(_places(word, holding)) == 1:
-            return word
+    in_order = [composed(text) for text in texts]
+    for length in sorted({len(word) for word in known}, reverse=True):
+        words = [word for word in known if len(word) == length]
+        for text in in_order:
+            if not any(word in text for word in words):
+                continue
+            found = [*whole_words(*words).finditer(_blanked(text, names))]
+            if len(found) == 1 and _is_read(found[0], text, in_order):
+                return found[0][0]
+            if found:
+                break
     return relation
 
 
-def _places(word: str, text: str) -> Sequence[object]:
-    return occurrences(word, composed(text))
+def _is_read(word: re.Match[str], text: str, in_order: Sequence[str]) -> bool:
+    """Is this where a reader, who knows the word alone, finds it?"""
+    first = next(one for one in in_order if occurrences(word[0], one))
+    return first == text and occurrences(word[0], text)[0].start() == word.start()
+
+
+def _blanked(text: str, names: Collection[str]) -> str:
+    """The text, as long as before, without names and without words that hold a relation's word and say none."""
+    # By a letter: a space would make "on" of "Devon" a word, where something is called "Dev".
+    for name in sorted(map(composed, names), key=len, reverse=True):
+        text = text.replace(name, "x" * len(name))
+    return _NO_RELATION.sub(lambda found: "x" * len(found[0]), text)
 
 
 def boxes_markup(phrase: str, boxes: Collection[tuple[float, float, float, float]], scene: Scene) -> str:

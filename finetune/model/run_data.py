@@ -103,7 +103,7 @@ class RunData:
         self.pictures = tuple(dict.fromkeys(pictures))
         # Through JSON, as the marks of a file went.
         self._looked_through = (
-            None if looked_through is None else _data_marks(json.loads(json.dumps(looked_through)))
+            None if looked_through is None else _same(_data_marks(json.loads(json.dumps(looked_through))))
         )
         self._found: dict[Record, frozenset[str]] = {}
         self._found_by: dict[str, frozenset[str]] = {}
@@ -141,11 +141,11 @@ class RunData:
         found = frozenset[str]()
         copies = _copies(every)
         for marks in every:
-            if marks == self._looked_through:
+            if _same(marks) == self._looked_through:
                 continue
             sources = [_found_again(one, copies) for one in _sources(marks)]
             # A run and those that began with it say the same of its data.
-            known = json.dumps([marks, *(str(one.read_from) for one in sources)], sort_keys=True)
+            known = json.dumps([_same(marks), *sorted(str(one.read_from) for one in sources)])
             if known not in self._found_by:
                 self._found_by[known] = _found_by(marks, sources, run, self.pictures)
             found |= self._found_by[known]
@@ -213,19 +213,26 @@ def _marks(record: Record) -> list[Marks]:
 
     Raises ValueError for a file of another shape.
     """
-    found: list[Marks] = []
+    found: dict[str, Marks] = {}
     for marks in _all_marks(record):
         own = _data_marks(marks)
         for key, value in own.items():
             if _role(key) and not key.endswith(" sha256"):
                 fields.check(value, _OF_A_SOURCE, f"{record.file}: {one_line(key, 200)}")
-        found += [own] if own not in found else []
-    return found
+        found.setdefault(_same(own), own)
+    return [*found.values()]
 
 
 def _data_marks(marks: Marks) -> dict[str, Any]:
     """Those that say what was trained on."""
     return {key: value for key, value in marks.items() if key in _MARKS or key.partition(" ")[0] in ROLES}
+
+
+def _same(marks: Marks) -> str:
+    """Equal for marks of the same samples. With --data_fraction a source's place among the others decides which of its
+    samples are drawn; without, their order decides nothing, and the data need not be read twice."""
+    places = [key for key in marks if _role(key)] if _is_in_part(marks) else []
+    return json.dumps([marks, places], sort_keys=True)
 
 
 def _read_record(file: Path) -> tuple[Marks | None, Mapping[str, Any]]:

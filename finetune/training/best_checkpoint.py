@@ -45,21 +45,43 @@ def put_right(state: TrainerState, resumed_from: Path, metric: str, *, greater: 
         return ""
     places, values = _places(resumed_from, state), dict(_values(state.log_history, metric))
     there = places.get(step)
-    if there is not None and values.get(step) == before:
+    is_by_metric = there is not None and values.get(step) == before
+    if is_by_metric and not _is_beaten(before, values, places, metric, greater=greater):
         state.best_model_checkpoint = str(there)
         return ""
     found = _best_there(values, places, greater=greater)
     state.best_model_checkpoint = None if found is None else str(found.checkpoint)
     state.best_global_step = None if found is None else found.step
     state.best_metric = None if found is None else found.value
-    gone = f"the best so far, of step {step} ({before:.6g}), " + (
-        "is no checkpoint that is there" if there is None else f"was not chosen by {metric}"
-    )
+    if there is None:
+        why = "is no checkpoint that is there"
+    elif is_by_metric:
+        why = f"was not chosen by the {'largest' if greater else 'smallest'} {metric} (--greater_is_better {greater})"
+    else:
+        why = f"was not chosen by {metric}"
+    gone = f"the best so far, of step {step} ({before:.6g}), {why}"
     if found is None:
         return f"{gone}; no other that is there was evaluated: the best is chosen from here on"
     return (
         f"{gone}; of those that are there, {found.checkpoint.name} is the best ({metric} {found.value:.6g})"
     )
+
+
+def _is_beaten(
+    best: float, values: Mapping[int, float], places: Mapping[int, Path], metric: str, *, greater: bool
+) -> bool:
+    """Is there a checkpoint with a better value, which would have been chosen by this direction?
+
+    One that was saved without its evaluation, because a signal stopped the run there, was not to be chosen.
+    """
+    for step, place in places.items():
+        value = values.get(step)
+        if value is None or not (value > best if greater else value < best):
+            continue
+        saved = fields.load(place / run_folder.STATE_FILE, _STATE, required=tuple(_STATE))
+        if dict(_values(saved["log_history"], metric)).get(step) == value:
+            return True
+    return False
 
 
 def _best_there(values: Mapping[int, float], places: Mapping[int, Path], *, greater: bool) -> Best | None:

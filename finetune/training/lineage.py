@@ -9,13 +9,15 @@ Steps 1 to 10 had the data of the first marks; a start that went on from step 10
 
 ``lineage.json`` beside exported weights has ``earlier`` alone, of the run and all that it began with: an export lies in
 no run's folder, and whoever trains it further has to know. So has each checkpoint: it may be copied out of its run, or
-left behind by it, when its stints are no longer in the run's record.
+left behind by it, when its stints are no longer in the run's record. A checkpoint's says in ``trained_with`` in which
+precision it was trained as well: a run that goes on with the same data keeps the marks of its first start.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +32,23 @@ VERSION = 1
 OUTSIDE = "resume_from_checkpoint"
 """Mark of a run that went on from a checkpoint of another folder."""
 _ADAPTER, _MODEL, _CHECKPOINT = "adapter", "model", "checkpoint"
+_DECIDES_WHAT_IS_DROPPED = (
+    "on_bad_sample", "data_format", "box_units", "model_max_length", "min_pixels", "max_pixels", "video_fps",
+    "video_max_frames",
+)  # fmt: skip
 _STINT: fields.Shape = {"after": whole(0), "marks": OBJECT, "whole": TRUTH}
 _EARLIER: fields.Shape = {
     "model": TEXT, "kind": one_of(_ADAPTER, _MODEL, _CHECKPOINT), "end": whole(0) | NULL,
     "stints": items(part(_STINT)) | NULL,
 }  # fmt: skip
 SHAPE: fields.Shape = {"earlier": items(part(_EARLIER)), "stints": items(part(_STINT))}
-EXPORT_SHAPE: fields.Shape = {"version": one_of(VERSION), "earlier": items(part(_EARLIER))}
+TRAINED_WITH = ("bf16", "fp16", "q_lora")
+"""Marks of the start that saved a checkpoint, which its data does not depend on."""
+EXPORT_SHAPE: fields.Shape = {
+    "version": one_of(VERSION), "earlier": items(part(_EARLIER)),
+    "trained_with": part(dict.fromkeys(TRAINED_WITH, TRUTH)),
+}  # fmt: skip
+_REQUIRED = ("version", "earlier")
 
 
 class Stint(NamedTuple):
@@ -143,16 +155,16 @@ def data_of(marks: Mapping[str, Any]) -> dict[str, Any]:
 def _choice(marks: Mapping[str, Any]) -> dict[str, Any]:
     """What was trained on, and what decides which samples and pictures of it: others of the same files are other data.
 
-    With --data_fraction, a subset is drawn by the seed and by a source's place among the others.
+    With --data_fraction, a subset is drawn by the seed and by a source's place among the others. With --on_bad_sample
+    drop, what cannot be read as the flags say is left out, and what is too long as the model reads it.
     """
     found = {**data_of(marks), "image_folder": marks.get("image_folder")}
     if marks.get("data_fraction") is not None:
         seed, of_data = marks.get("seed"), marks.get("data_seed")
         places = [name for name in marks if name.partition(" ")[0] in ("corrective_data", "replay_data")]
         found |= {"seed": seed if of_data is None else of_data, "places": places}
-    if marks.get("on_bad_sample") == "drop":  # what is too long is left out
-        limits = ("on_bad_sample", "model_max_length", "min_pixels", "max_pixels")
-        found |= {name: marks.get(name) for name in limits}
+    if marks.get("on_bad_sample") == "drop":
+        found |= {name: marks.get(name) for name in _DECIDES_WHAT_IS_DROPPED}
     return found
 
 
@@ -184,9 +196,21 @@ def carry(folder: Path, weights: str | Path, *, base: str | None) -> bool:
 
 
 def note(checkpoint: Path) -> None:
-    """Write beside a checkpoint that its run has just saved what it was trained on."""
+    """Write beside a checkpoint that its run has just saved what it was trained on, and in which precision."""
     if earlier := left_behind(checkpoint):
-        _write(checkpoint, earlier)
+        _write(checkpoint, earlier, _flags_of_the_last_start(checkpoint))
+
+
+def _flags_of_the_last_start(checkpoint: Path) -> dict[str, bool] | None:
+    """None where no run's record says them."""
+    run = recorded_run_of(checkpoint)
+    if run is None:
+        return None
+    try:
+        marks = fields.load(run / RUN_FILE, {"marks": OBJECT}, required=("marks",))["marks"]
+    except ValueError:  # a broken record says nothing, as of the data
+        return None
+    return {name: bool(marks.get(name)) for name in TRAINED_WITH}
 
 
 def left_behind(checkpoint: Path) -> tuple[Earlier, ...]:
@@ -197,12 +221,17 @@ def left_behind(checkpoint: Path) -> tuple[Earlier, ...]:
 
 def write_left_behind(place: Path, earlier: Sequence[Earlier]) -> None:
     """Write that where the checkpoint was moved to: under its old name, the run may save another."""
-    if earlier:
-        _write(place, [*earlier[:-1], earlier[-1]._replace(model=str(place.absolute()))])
+    if not earlier:
+        return
+    flags = None
+    with suppress(ValueError):  # a broken one is written anew
+        flags = trained_with(place)
+    _write(place, [*earlier[:-1], earlier[-1]._replace(model=str(place.absolute()))], flags)
 
 
-def _write(folder: Path, earlier: Sequence[Earlier]) -> None:
-    content = {"version": VERSION, "earlier": _all_listed(earlier)}
+def _write(folder: Path, earlier: Sequence[Earlier], flags: Mapping[str, bool] | None = None) -> None:
+    content: dict[str, Any] = {"version": VERSION, "earlier": _all_listed(earlier)}
+    content |= {} if flags is None else {"trained_with": dict(flags)}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / LINEAGE_FILE, text.encode())
 
@@ -212,11 +241,28 @@ def of_export(folder: Path) -> tuple[Earlier, ...] | None:
 
     Raises ValueError for a file of another shape.
     """
-    path = folder / LINEAGE_FILE
+    found = _written_beside(folder)
+    return None if found is None else tuple(map(_earlier, found["earlier"]))
+
+
+def trained_with(checkpoint: Path) -> Mapping[str, bool] | None:
+    """``TRAINED_WITH`` of the start that saved a checkpoint; None where no ``lineage.json`` says it, as of an earlier
+    release.
+
+    Raises ValueError for a file of another shape.
+    """
+    found = _written_beside(checkpoint)
+    return None if found is None else found.get("trained_with")
+
+
+def _written_beside(weights: Path) -> dict[str, Any] | None:
+    path = weights / LINEAGE_FILE
     if not path.is_file():
         return None
-    found = fields.load(path, EXPORT_SHAPE, required=tuple(EXPORT_SHAPE), remedy="copy it or export it again")
-    return tuple(map(_earlier, found["earlier"]))
+    found: dict[str, Any] = fields.load(
+        path, EXPORT_SHAPE, required=_REQUIRED, remedy="copy it or export it again"
+    )
+    return found
 
 
 def _is_trained(model: str) -> bool:

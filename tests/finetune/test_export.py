@@ -233,6 +233,31 @@ def test_a_checkpoint_that_was_copied_out_of_its_run_says_how_it_was_trained(ada
     assert export.history_of(copied) == export.History()
 
 
+def test_a_run_that_went_on_in_another_precision_exports_each_checkpoint_in_its_own(
+    adapter: Path, tmp_path: Path
+):
+    """In its folder, copied out of it, and left behind by it."""
+    run, histories = tmp_path / "run", dict[int, export.History]()
+    for step, bf16 in ((4, True), (8, False)):
+        marks = {"data_path": "/cats.json", "bf16": bf16, "q_lora": not bf16}
+        run_folder.write_run(run, marks, finished=False)
+        saved = shutil.copytree(adapter, run / f"checkpoint-{step}")
+        (saved / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        (saved / "optimizer.pt").write_bytes(b"PK")
+        lineage.note(saved)
+        run_folder.mark_complete(saved, processes=1)
+        histories[step] = export.History(torch.bfloat16 if bf16 else torch.float32, four_bit=not bf16)
+    found = run_folder.lineage_of(run)
+    assert found is not None and len(found.stints) == 1
+    for step, expected in histories.items():
+        saved = run / f"checkpoint-{step}"
+        copied = shutil.copytree(saved, tmp_path / f"copied {step}")
+        assert export.history_of(saved) == export.history_of(copied) == expected
+    run_folder.set_beyond_aside(run, 4)
+    run_folder.write_run(run, {"data_path": "/cats.json", "fp16": True}, finished=False)
+    assert export.history_of(run / "superseded" / "checkpoint-8") == histories[8]
+
+
 def test_what_was_trained_on_is_said_of_the_export_too(adapter: Path, tmp_path: Path):
     """Of a checkpoint that has no copy of its own, its run's file."""
     run = shutil.copytree(adapter, tmp_path / "run")

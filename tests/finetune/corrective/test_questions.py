@@ -231,6 +231,15 @@ def test_sentences_in_chinese():
     assert not re.search(r"[a-z{}]", "".join(q.text for q in asked(ROOM, "zh")))
 
 
+def test_a_name_that_holds_a_word_for_a_relation_is_none():
+    """What is read of a probe is the first such word of its question: here it would be one of the coat's name."""
+    names = Names({"cat": Name("上衣", "coat"), "bench": COCO["bench"]})
+    room = scene(("cat", CAT), ("bench", BENCH))
+    found = relation_questions.ask(room, Names(names.given), RELATIONS, "zh", Random(1))
+    words = {q.form: q.relation["phrase"] for q in found if q.topic == "on" and q.relation and q.probed}
+    assert words == {"yes or no": "on", "where": "上"}
+
+
 UNDER = (120, 340, 200, 420)  # below BENCH, 300 / 480
 
 
@@ -485,7 +494,9 @@ def test_a_right_answer_looks_where_its_template_says_though_it_is_a_bare_name(t
         ("{subject}趴在什么上面？", "上面"),
         ("什么东西上有{subject}？", "上"),
         ("图上的{subject}趴在什么上面？", "上面"),
-        ("图上的{subject}趴在什么东西上？", "on"),  # which of the two is not known: nothing is read
+        ("图上的{subject}趴在什么东西上？", "on"),  # its first 上 would be read, which is the picture's
+        ("什么东西上有{subject}，图上看得见吗？", "上"),
+        ("图片上的{subject}趴着什么？", "on"),
         ("{subject}趴着什么？", "on"),
     ],
 )
@@ -505,6 +516,47 @@ def test_the_word_for_a_relation_is_looked_for_in_the_answer_first():
     named = {"names": ("上衣", "椅子")}  # no relation, though it has the word in it
     assert relation_questions.relation_word("on", "zh", "上衣", "椅子上放的是什么？", **named) == "on"
     assert relation_questions.relation_word("on", "zh", "是", "椅子上放的是衣服吗？", **named) == "上"
+    assert relation_questions.relation_word("on", "zh", "是", "椅子上有上衣吗？", **named) == "上"
+    assert relation_questions.relation_word("on", "zh", "是", "上衣在椅子上吗？", **named) == "on"
+
+
+@pytest.mark.parametrize(
+    ("relation", "question", "word"),
+    [
+        ("inside", "猫在哪里？", "inside"),
+        ("inside", "图里的猫藏在什么地方？", "inside"),
+        ("inside", "图片里面的猫藏在什么东西当中？", "inside"),
+        ("inside", "图片内，猫是不是在箱子里？", "里"),
+        ("inside", "猫在箱子里面吗？图里看得见。", "里面"),
+        ("inside", "画面里的猫在箱子内吗？", "内"),
+        ("inside", "猫在箱子里还是盒子内？", "inside"),  # which of the two is not known
+        ("inside", "室内的猫藏在什么当中？", "inside"),
+        ("inside", "箱子内存放着猫吗？", "内"),
+        ("on", "照片上，猫在哪里？", "on"),
+        ("on", "早上的猫趴着什么？", "on"),
+        ("on", "箱子上周围有猫吗？", "上"),
+        ("on", "箱子上衣服旁有猫吗？", "上"),
+        ("on", "箱子上网球旁有猫吗？", "上"),
+        ("next to", "路旁的猫挨着什么？", "next to"),
+        ("next to", "路旁的猫在箱子旁边吗？", "旁边"),
+        ("below", "下面哪个东西盖着猫？", "below"),
+        ("below", "箱子下面哪个是猫？", "下面"),
+        ("above", "上面这张图片中，猫在哪里？", "above"),
+        ("left of", "图片左边的猫挨着什么？", "left of"),
+        ("left of", "猫在箱子的左边还是右边？", "左边"),
+    ],
+)
+def test_a_syllable_of_another_word_and_a_place_in_the_picture_are_no_relation(relation, question, word):
+    names = ("猫", "箱子")
+    assert relation_questions.relation_word(relation, "zh", "是", question, names=names) == word
+
+
+@pytest.mark.parametrize("thing", ["图片", "画"])
+def test_where_the_picture_is_one_of_the_things_its_place_is_a_relation(thing):
+    assert (
+        relation_questions.relation_word("on", "zh", "是", f"猫趴在{thing}上吗？", names=("猫", thing))
+        == "上"
+    )
 
 
 LEFT, MIDDLE, RIGHT, FAR = (

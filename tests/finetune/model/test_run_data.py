@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from finetune.model import run_data
 from finetune.model.run_data import RunData, content_digest, run_of
 from finetune.training import lineage, run_folder
 from tests.finetune.model.a_run import a_run, records_of
@@ -225,6 +226,54 @@ def test_of_a_part_of_the_data_the_rest_was_not_trained_on(pictures, tmp_path):
     run = a_run(tmp_path, pictures, data_fraction=0.5, data_fraction_same="epochs", seed=3)
     found = RunData(pictures).trained_on([run])
     assert len(found) == 3 and found < {digest(path) for path in pictures}
+
+
+def in_two_orders(tmp_path: Path, pictures: list[Path], **marks) -> tuple[dict, dict]:
+    """Marks of two starts of a run, which had its two corrective sources in another order each."""
+    for at, path in enumerate(pictures):
+        Image.new("RGB", (9 + at, 7)).save(path)
+    keys = {}
+    for name, some in (("b", pictures[1:20]), ("c", pictures[20:])):
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(records_of(some)))
+        key = f"corrective_data {file}"
+        keys[name] = {key: {"share": None, "repeat": 1}, f"{key} sha256": content_digest(file)}
+    run = a_run(tmp_path, pictures[:1])
+    known = json.loads((run / "run.json").read_text())["marks"]
+    return known | keys["b"] | keys["c"] | marks, known | keys["c"] | keys["b"] | marks
+
+
+def with_stints(run: Path, *every: dict) -> Path:
+    stints = [{"after": 10 * at, "marks": marks, "whole": True} for at, marks in enumerate(every)]
+    content = {"version": 1, "marks": every[-1], "lineage": {"earlier": [], "stints": stints}}
+    run.mkdir(exist_ok=True)
+    (run / "run.json").write_text(json.dumps(content))
+    return run
+
+
+def test_a_part_of_sources_in_another_order_is_another_part(tmp_path):
+    """Which samples of a source are kept depends on its place: what only the first start had was trained on too."""
+    pictures = [tmp_path / f"{at}.png" for at in range(39)]
+    part = {"data_fraction": 0.25, "data_fraction_same": "epochs", "seed": 42}
+    first, second = in_two_orders(tmp_path, pictures, **part)
+    of_first, of_second, of_both = (
+        RunData(pictures).trained_on([with_stints(tmp_path / "run", *every)])
+        for every in ((first,), (second,), (first, second))
+    )
+    assert of_first - of_second and of_second - of_first
+    assert of_both == of_first | of_second
+    runs = with_stints(tmp_path / "one", first), with_stints(tmp_path / "other", second)
+    assert RunData(pictures).trained_on(runs) == of_both
+    of_earlier = RunData(pictures, looked_through=second).trained_on([with_stints(tmp_path / "run", first)])
+    assert of_earlier == of_first  # what the run under way looks through itself is another part
+
+
+def test_all_of_sources_in_another_order_is_read_once(tmp_path, monkeypatch):
+    pictures = [tmp_path / f"{at}.png" for at in range(39)]
+    run = with_stints(tmp_path / "run", *in_two_orders(tmp_path, pictures))
+    found, read = run_data._found_by, list[dict]()
+    monkeypatch.setattr(run_data, "_found_by", lambda marks, *rest: read.append(marks) or found(marks, *rest))
+    assert len(RunData(pictures).trained_on([run])) == 39 and len(read) == 1
 
 
 def long_data(tmp_path: Path, model: Path | None) -> tuple[Path, list[Path]]:

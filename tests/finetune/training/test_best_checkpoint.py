@@ -175,6 +175,37 @@ def test_a_best_by_another_metric_is_none(run: Path):
     assert (state.best_model_checkpoint, state.best_metric) == (str(run / "checkpoint-4"), 0.75)
 
 
+def test_a_best_by_the_other_direction_is_none(run: Path):
+    """A run that goes on with another --greater_is_better: what was the best is the worst."""
+    state = state_of(4, 4.0)
+    assert put_right(state, run / "checkpoint-6", "eval_loss", greater=False) == (
+        "the best so far, of step 4 (4), was not chosen by the smallest eval_loss (--greater_is_better False); "
+        "of those that are there, checkpoint-2 is the best (eval_loss 3)"
+    )
+    assert (state.best_model_checkpoint, state.best_global_step, state.best_metric) == (
+        str(run / "checkpoint-2"), 2, 3.0,
+    )  # fmt: skip
+    state = state_of(2, 3.0)
+    assert "the largest eval_loss (--greater_is_better True)" in put_right(
+        state, run / "checkpoint-6", "eval_loss", greater=True
+    )
+    assert (state.best_global_step, state.best_metric) == (4, 4.0)
+    shutil.rmtree(run / "checkpoint-2")  # a value whose weights are gone beats none
+    state = state_of(4, 4.0)
+    assert put_right(state, run / "checkpoint-6", "eval_loss", greater=False) == ""
+    assert (state.best_model_checkpoint, state.best_metric) == (str(run / "checkpoint-4"), 4.0)
+
+
+def test_a_checkpoint_that_was_evaluated_after_it_was_saved_does_not_replace_the_best(tmp_path: Path):
+    """A signal stopped the run at step 3, where it would not have saved; its evaluation was made up for later."""
+    log = [{"step": 2, "eval_loss": 3.0}, {"step": 3, "eval_loss": 0.5}, {"step": 4, "eval_loss": 2.0}]
+    saved(tmp_path / "checkpoint-3", 3, log[:1])
+    saved(tmp_path / "checkpoint-4", 4, log)
+    state = TrainerState(global_step=4, best_global_step=4, best_metric=2.0, log_history=log)
+    assert put_right(state, tmp_path / "checkpoint-4", "eval_loss", greater=False) == ""
+    assert state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
+
+
 def test_a_best_by_a_metric_that_was_not_asked_of_it_is_none(run: Path):
     """A loss of 3 would stay the largest share of right answers."""
     state = state_of(2, 3.0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune.flags.parse import parse
-from finetune.model.run_data import run_of
+from finetune.model.run_data import RunData, run_of
 from finetune.training import run_folder
 from finetune.training.lineage import (
     Earlier,
@@ -19,6 +19,7 @@ from finetune.training.lineage import (
     of_content,
     of_export,
     recorded_run_of,
+    trained_with,
 )
 from tests.finetune.training.test_run_folder import add_checkpoint
 
@@ -64,6 +65,10 @@ def test_other_data_is_added_with_the_step_from_which_it_was_trained_on(tmp_path
         ({"data_fraction": 0.25, "seed": 42, "data_seed": 1}, {"data_seed": None}),
         ({"on_bad_sample": "drop", "model_max_length": 90}, {"model_max_length": 70}),
         ({"on_bad_sample": "drop", "model_max_length": 90}, {"on_bad_sample": "shrink"}),
+        ({"on_bad_sample": "drop", "data_format": "llava"}, {"data_format": "sharegpt"}),
+        ({"on_bad_sample": "drop", "box_units": "pixels"}, {"box_units": "text"}),
+        ({"on_bad_sample": "drop", "video_fps": 2.0}, {"video_fps": 1.0}),
+        ({"on_bad_sample": "drop", "video_max_frames": 32}, {"video_max_frames": 8}),
         ({"image_folder": "/pictures"}, {"image_folder": "/others"}),
     ],
 )
@@ -82,6 +87,12 @@ def test_a_fraction_of_sources_in_another_order_is_other_data(tmp_path: Path):
         run = trained(tmp_path / name, CATS | {"data_fraction": fraction} | b | c, 10)
         trained(run, CATS | {"data_fraction": fraction} | c | b)
         assert len(spans(run_folder.lineage_of(run))) == stints
+
+
+def test_how_videos_are_read_decides_nothing_where_no_sample_is_dropped(tmp_path: Path):
+    run = trained(tmp_path / "run", CATS | {"on_bad_sample": "error", "video_fps": 2.0}, 10)
+    trained(run, CATS | {"on_bad_sample": "error", "video_fps": 1.0})
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True)]
 
 
 def test_another_seed_without_a_fraction_is_the_same_data(tmp_path: Path):
@@ -170,6 +181,41 @@ def test_a_checkpoint_that_was_left_behind_keeps_the_data_of_its_branch(tmp_path
     found = run_folder.lineage_of(run)  # the data of that branch, not of the checkpoint in its place
     assert found is not None and spans(found) == [(20, "dogs", True)]
     assert [stint.marks["data sha256"] for stint in found.earlier[0].stints or ()] == ["cats", "dogs"]
+
+
+HALVES, QUARTERS = ({"bf16": bf16, "fp16": False, "q_lora": not bf16} for bf16 in (True, False))
+
+
+def test_a_checkpoint_keeps_the_precision_of_the_start_that_saved_it(tmp_path: Path):
+    """With the same data the run has one stint, of the marks that it began with."""
+    run = trained(tmp_path / "run", CATS | HALVES, 10)
+    note(run / "checkpoint-10")
+    trained(run, CATS | QUARTERS, 20)
+    note(run / "checkpoint-20")
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True)]
+    assert (trained_with(run / "checkpoint-10"), trained_with(run / "checkpoint-20")) == (HALVES, QUARTERS)
+    run_folder.set_beyond_aside(run, 10)
+    trained(run, CATS | HALVES, 20)
+    assert trained_with(run / "superseded" / "checkpoint-20") == QUARTERS
+    assert trained_with(run) is None and trained_with(run / "checkpoint-20") is None  # neither has a file
+
+
+def test_a_lineage_of_an_earlier_release_says_no_precision_and_a_broken_one_is_one_message(tmp_path: Path):
+    file = trained(tmp_path / "run", CATS | HALVES, 10) / "checkpoint-10" / "lineage.json"
+    note(file.parent)
+    written = json.loads(file.read_text())
+    assert written["version"] == 1  # earlier releases read it as before
+    assert RunData([tmp_path / "none.png"]).trained_on([file.parent]) == frozenset()
+    del written["trained_with"]
+    file.write_text(json.dumps(written))
+    assert trained_with(file.parent) is None and len(of_export(file.parent) or ()) == 1
+    file.write_text(json.dumps(written | {"trained_with": {"bf16": True}}))
+    with pytest.raises(
+        ValueError, match=r"lineage\.json: trained_with: .*expected an object with bf16, fp16, q_lora"
+    ):
+        trained_with(file.parent)
+    run_folder.set_beyond_aside(tmp_path / "run", 5)  # which training does not need
+    assert trained_with(tmp_path / "run" / "superseded" / "checkpoint-10") is None
 
 
 def test_a_broken_lineage_beside_an_export_is_one_message(tmp_path: Path):
