@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from diagnostics.probing.before import is_sharded
+from finetune.samples.workers import end_without_threads
 
 SMALL_BYTES = 2**26
 """Weights of a model that is small: 16 million parameters in fp32. A choice: larger ones were not measured."""
@@ -86,6 +87,7 @@ def in_processes(
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
+    end_without_threads()
     os.setsid()  # a signal to the training's process group, and Ctrl-C, are its parent's to answer
     for number in (
         signal.SIGTERM,

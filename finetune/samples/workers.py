@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +30,22 @@ def is_data_worker_death(error: Exception) -> bool:
     of its own work has to raise this one again, or the run ends as if it had lost no more than that.
     """
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def end_without_threads() -> None:
+    """In a worker process, once: end it where a thread cannot begin for lack of memory.
+
+    Trap: Python's ``Thread.start`` waits for the first words of its thread, and one that runs out of memory before them
+    leaves it waiting for ever, and with it whoever waits for the worker. Python only prints that it ignores the error.
+    """
+    told = sys.unraisablehook
+
+    def ended(found: sys.UnraisableHookArgs) -> None:
+        if issubclass(found.exc_type, MemoryError) and "thread" in (found.err_msg or ""):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
+        told(found)
+
+    sys.unraisablehook = ended
 
 
 def default_workers() -> int:

@@ -34,6 +34,7 @@ from finetune.model.adaptation import Rates, component_of
 from finetune.model.free_memory import available_bytes
 from finetune.model.untouched import untouched
 from finetune.samples.listing import shown
+from finetune.samples.workers import end_without_threads
 from finetune.training import best_checkpoint, frozen_tower, library_log, loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
@@ -120,6 +121,12 @@ class Clock:
         share = self.waited_seconds / self.busy_seconds if self.busy_seconds else 0.0
         self.waited_seconds = self.busy_seconds = 0.0
         return share
+
+
+def _begin_worker(number: int, *, num_workers: int, rank: int) -> None:
+    """In a process of the data loader."""
+    end_without_threads()
+    seed_worker(number, num_workers, rank)
 
 
 class FinetuneTrainer(SavingTrainer):
@@ -245,7 +252,7 @@ class FinetuneTrainer(SavingTrainer):
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
             multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
             in_order=args.dataloader_in_order,
-            worker_init_fn=functools.partial(seed_worker, num_workers=workers, rank=args.process_index),
+            worker_init_fn=functools.partial(_begin_worker, num_workers=workers, rank=args.process_index),
         )
         return self.accelerator.prepare(loader)
 

@@ -1,7 +1,9 @@
 """Probes shared out among processes: the same records in the same order, and no trace in this process."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -117,3 +119,22 @@ def test_a_process_whose_parent_is_gone_ends():
     if child == 0:
         processes._end_with(parent=-1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_process_without_memory_for_a_thread_is_killed():
+    """Without, it waits for the thread for ever."""
+
+    def exhausted(self: threading.Thread) -> None:
+        raise MemoryError
+
+    def begin() -> None:
+        threading.Thread._bootstrap = exhausted  # type: ignore[attr-defined]
+        processes._begin(print, os.getppid())
+
+    worker = multiprocessing.get_context("fork").Process(target=begin)
+    worker.start()
+    worker.join(30)
+    was = worker.exitcode
+    worker.kill()
+    assert was == -signal.SIGKILL
