@@ -22,7 +22,8 @@ import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from finetune.families.base import Encoded, ImageTokens
-from finetune.families.parts import thoughts
+from finetune.families.parts import picture_breaks, thoughts
+from finetune.families.parts.pieces import Control, Picture, Piece, Slots
 from finetune.families.parts.tokenizer import is_panic
 from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, Part, Role
@@ -41,30 +42,6 @@ _MARK = re.compile(f"{_EDGE}(open|close|piece) (\\d+){_EDGE}")
 
 class BrokenTemplate(ValueError):  # noqa: N818
     """A chat template that no conversation can be written with."""
-
-
-class Control(str):
-    """A control token that is meant as one; in a plain string the same characters are words."""
-
-
-class Picture(NamedTuple):
-    """The place of a picture or a video, and how many tokens it takes.
-
-    kind   what the template calls it: "image", or "video" where it is the template that says where a video goes
-    """
-
-    tokens: int
-    kind: str = "image"
-
-
-class Slots(NamedTuple):
-    """A control token many times over, written as it is, past the template: the place of a video, or of a frame."""
-
-    token: str
-    tokens: int
-
-
-Piece = str | Control | Picture | Slots
 
 
 class Chat(NamedTuple):
@@ -148,7 +125,11 @@ def encode_chat(
     Raises ValueError if the template refuses the conversation, leaves something of it out, has a trained answer
     generated elsewhere than it writes it, or does not end an answer with ``end_of_turn``.
     """
-    habit = thoughts.habit_of(processor, functools.partial(_written, processor))
+    write = functools.partial(_written, processor)
+    if any(isinstance(piece, Picture) for _, content in turns for piece in content):
+        breaks = picture_breaks.breaks_of(processor, write, image_token)
+        turns = turns if breaks is None else picture_breaks.without_second_breaks(turns, breaks)
+    habit = thoughts.habit_of(processor, write)
     if habit is not None:
         trained = [True] * len(turns) if trained is None else trained
         turns = thoughts.written_once(turns, habit, trained=trained, generating=add_generation_prompt)

@@ -1,0 +1,120 @@
+"""The line break that data write beside a picture, where the chat template writes one itself.
+
+    record      "<image>\\nWhat is this?"
+    template    USER: <image>\\nWhat is this? ASSISTANT:      one line break, as the model was trained and is served
+    Qwen        <|vision_start|>…<|vision_end|>\\nWhat is this?    the record's: this template writes none
+
+Not of answers, whose words are learned as they stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from finetune.families.parts.pieces import Control, Picture, Piece
+from finetune.samples.conversation import Role
+
+_BEFORE, _BEHIND = "\ufdd6", "\ufdd7"  # noncharacters of Unicode: no template writes them
+
+Write = Callable[[Sequence[Mapping[str, Any]], bool], str]
+"""Messages, and whether a prompt for an answer follows them → what the template writes."""
+Turns = Sequence[tuple[Role, Sequence[Piece]]]
+
+
+class Breaks(NamedTuple):
+    """What a chat template does with a picture between words.
+
+    moved    it, or the processor around it, reads the pictures of a turn before its words
+    before   what is written between the words before it and the picture; "" where it is moved
+    behind   what is written behind it, before words
+    """
+
+    moved: bool
+    before: str
+    behind: str
+
+
+_BREAKS: dict[tuple[type, str, str], Breaks | None] = {}
+
+
+def breaks_of(processor: Any, write: Write, image_token: str) -> Breaks | None:
+    """Found by letting the template write a picture between words; None if it does not write all three."""
+    inner = getattr(processor, "processor", processor)
+    source = str(getattr(inner, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None))
+    key = type(processor), source, image_token
+    if key not in _BREAKS:
+        _BREAKS[key] = _found(write, image_token)
+    return _BREAKS[key]
+
+
+def _found(write: Write, image_token: str) -> Breaks | None:
+    content = [{"type": "text", "text": _BEFORE}, {"type": "image"}, {"type": "text", "text": _BEHIND}]
+    try:
+        written = write([{"role": "user", "content": content}], False)
+    except ValueError:  # it refuses such a turn; what it makes of real ones is asked then
+        return None
+    first, last = (
+        re.escape(image_token),
+        f"(?:.*{re.escape(image_token)})?",
+    )  # a picture in tiles has several places
+    if apart := re.search(f"{_BEFORE}(.*?){first}{last}(.*?){_BEHIND}", written, re.DOTALL):
+        return Breaks(False, apart[1], apart[2])
+    if moved := re.search(f"{first}{last}(.*?){_BEFORE}.*?{_BEHIND}", written, re.DOTALL):
+        return Breaks(True, "", moved[1])
+    return None
+
+
+def without_second_breaks(turns: Turns, breaks: Breaks) -> list[tuple[Role, Sequence[Piece]]]:
+    """Turns without the line breaks beside pictures that the template writes too, or that stood beside a picture which
+    is read elsewhere."""
+    change = _of_moved if breaks.moved else _of_placed
+    return [(role, content if role == "assistant" else change(content, breaks)) for role, content in turns]
+
+
+def _of_moved(content: Sequence[Piece], breaks: Breaks) -> Sequence[Piece]:
+    """Pictures at an end of the turn, each with a break to its words: between words the break parts these."""
+    if not breaks.behind:
+        return content
+    pieces = list(content)
+    for places, cut in ((range(len(pieces)), _begun), (range(len(pieces) - 1, -1, -1), _ended)):
+        beside = False
+        for at in places:
+            if isinstance(pieces[at], Picture):
+                beside = True
+            elif not beside or not _is_words(pieces[at]):
+                break
+            else:
+                pieces[at], beside = cut(pieces[at]), False
+                if pieces[at]:
+                    break
+    return _filled(pieces)
+
+
+def _of_placed(content: Sequence[Piece], breaks: Breaks) -> Sequence[Piece]:
+    pieces = list(content)
+    for at, piece in enumerate(content):
+        if not isinstance(piece, Picture):
+            continue
+        if "\n" in breaks.behind and at + 1 < len(pieces) and _is_words(pieces[at + 1]):
+            pieces[at + 1] = _begun(pieces[at + 1])
+        if "\n" in breaks.before and at > 0 and _is_words(pieces[at - 1]):
+            pieces[at - 1] = _ended(pieces[at - 1])
+    return _filled(pieces)
+
+
+def _is_words(piece: Piece) -> bool:
+    return isinstance(piece, str) and not isinstance(piece, Control)
+
+
+def _begun(words: Any) -> str:
+    return str(words).removeprefix("\n")
+
+
+def _ended(words: Any) -> str:
+    return str(words).removesuffix("\n")
+
+
+def _filled(pieces: Sequence[Piece]) -> list[Piece]:
+    return [piece for piece in pieces if piece != ""]
