@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from finetune import fields
 from finetune.corrective.category_names import listed, load_json
-from finetune.corrective.scenes import AnnotatedBox, Box, Scene, digest_of, merged
+from finetune.corrective.scenes import AnnotatedBox, Box, Scene, absent_in, digest_of, merged
 from finetune.fields import NULL, Kind, whole
 from finetune.samples import source
 from finetune.samples.box_numbers import BoxUnits, looks_like_fractions
@@ -37,6 +37,8 @@ class _Annotated(NamedTuple):
     where    its name in faults
     size     width and height as annotated; None if not given
     things   category and box x0 y0 x1 y1 in pixels, each with its name in faults
+    crowds   categories of which more may be there than things
+    absent   categories that are known not to be there; None: all that are neither things nor crowds
     faults   of the annotation, before the picture is opened
     """
 
@@ -46,6 +48,7 @@ class _Annotated(NamedTuple):
     things: tuple[tuple[str, AnnotatedBox], ...]
     crowds: frozenset[str]
     faults: tuple[str, ...]
+    absent: frozenset[str] | None = None
 
 
 def read_scenes(
@@ -69,7 +72,7 @@ def read_scenes(
     # Conversations are lists, JSON Lines or parquet; only COCO's file is one object.
     content = load_json(path) if path.suffix == ".json" else None
     if isinstance(content, dict):
-        annotated = list(_coco(content, path, images))
+        annotated = list(_coco(content, path, images, say))
     else:
         annotated = list(_markup(path, images, box_units, on_bad_picture, say))
     del content
@@ -88,7 +91,14 @@ def read_scenes(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _coco(content: Mapping[str, Any], path: Path, images: Path) -> Iterator[_Annotated]:
+NOT_THERE, MORE_OF_IT = "neg_category_ids", "not_exhaustive_category_ids"
+"""Of LVIS's pictures (Gupta, Dollár & Girshick, CVPR 2019): in no other way is known what is not there, and of these
+categories not every thing has a box."""
+
+
+def _coco(
+    content: Mapping[str, Any], path: Path, images: Path, say: Callable[[str], None]
+) -> Iterator[_Annotated]:
     """{"images": [{"id", "file_name"}], "categories": [{"id", "name"}], "annotations": [{"image_id", "bbox", ...}]}"""
     pictures = _entries(content, "images", ("id", "file_name"), {"id": ID, "file_name": WORDS}, path)
     categories = _entries(content, "categories", ("id", "name"), {"id": ID, "name": WORDS}, path)
@@ -108,9 +118,22 @@ def _coco(content: Mapping[str, Any], path: Path, images: Path) -> Iterator[_Ann
         of_picture[entry["image_id"]].append((where, entry))
     if faults:
         raise ValueError(listed(path, faults))
+    federated = any(NOT_THERE in entry for entry in pictures)
+    if federated:
+        told = sum(bool(entry.get(NOT_THERE)) for entry in pictures)
+        say(
+            f"{path}: what is not in a picture is taken from {NOT_THERE}, which {told} of {len(pictures)} have"
+        )
+    if more := sum(bool(entry.get(MORE_OF_IT)) for entry in pictures):
+        say(
+            f"{path}: {more} pictures have {MORE_OF_IT}: of these categories there may be more than has boxes"
+        )
+    if ignored := sum(bool(entry.get("ignore")) for entry in annotations):
+        say(f"{path}: {ignored} annotations to be ignored are read as crowds")
     for index, entry in enumerate(pictures):
         where = f"images[{index}] (id {entry['id']!r}, {entry['file_name']!r})"
-        yield _coco_picture(entry, where, of_picture[entry["id"]], names, images)
+        found = _coco_picture(entry, where, of_picture[entry["id"]], names, images)
+        yield found if federated else found._replace(absent=None)
 
 
 def _is_id(value: Any) -> bool:
@@ -175,17 +198,32 @@ def _coco_picture(
             )
         elif not isinstance(numbers, list) or len(numbers) != 4 or not all(map(_is_number, numbers)):
             faults.append(f"{at}.bbox: found {numbers!r:.80}, expected four numbers x, y, width, height")
-        elif box.get("iscrowd"):
+        elif box.get("iscrowd") or box.get("ignore"):
             crowds.add(category)
         else:
             x, y, width, height = numbers
             things.append((f"{at}.bbox", AnnotatedBox(category, (x, y, x + width, y + height))))
+    listed_of = {key: _categories_in(entry, key, where, names, faults) for key in (NOT_THERE, MORE_OF_IT)}
     image, size = images / entry["file_name"], None
     if wrong := list(fields.faults(entry, PIXELS, at=f"{where}.")):
         faults += wrong
     elif entry.get("width") is not None and entry.get("height") is not None:
         size = (int(entry["width"]), int(entry["height"]))
-    return _Annotated(image, where, size, tuple(things), frozenset(crowds), tuple(faults))
+    crowds |= listed_of[MORE_OF_IT]
+    return _Annotated(
+        image, where, size, tuple(things), frozenset(crowds), tuple(faults), listed_of[NOT_THERE]
+    )
+
+
+def _categories_in(
+    entry: Mapping[str, Any], key: str, where: str, names: Mapping[Any, str], faults: list[str]
+) -> frozenset[str]:
+    """The categories that a picture lists under a key; what is no list of their ids is added to ``faults``."""
+    ids = entry.get(key) or []
+    if not isinstance(ids, list) or not all(_is_id(one) and one in names for one in ids):
+        faults.append(f"{where}.{key}: found {ids!r:.80}, expected a list of ids of categories")
+        return frozenset()
+    return frozenset(names[one] for one in ids)
 
 
 def _is_number(value: Any) -> bool:
@@ -205,7 +243,10 @@ def _markup(
     on_bad_picture: OnBadPicture,
     say: Callable[[str], None],
 ) -> Iterator[_Annotated]:
-    """``<ref>the cat</ref><box>(10,20),(500,900)</box>`` in any turn: one entry for each mark, labelled "the cat"."""
+    """``<ref>the cat</ref><box>(10,20),(500,900)</box>`` in any turn: one entry for each mark, labelled "the cat".
+
+    Not of answers that are not trained on, which may be wrong.
+    """
     conversations = source.read(
         path,
         image_folder=images,
@@ -213,13 +254,20 @@ def _markup(
         on_bad_sample="drop" if on_bad_picture == "drop" else "error",
         say=say,
     )
-    nothing = True
+    nothing, untrained = True, 0
     for one in conversations:
         refs = one.images
-        parts = [part for turn in one.turns for part in turn.parts if isinstance(part, BoxRef)]
-        for box in (part for part in parts if part.boxes and part.key != "point_2d"):
-            nothing = False
-            yield _marked(refs[box.image], box, one.source.removeprefix(f"{path}: "))
+        for turn in one.turns:
+            boxes = [part for part in turn.parts if isinstance(part, BoxRef) and part.boxes]
+            boxes = [part for part in boxes if part.key != "point_2d"]
+            if turn.role == "assistant" and not turn.trained:
+                untrained += len(boxes)
+                continue
+            for box in boxes:
+                nothing = False
+                yield _marked(refs[box.image], box, one.source.removeprefix(f"{path}: "))
+    if untrained:
+        say(f"{path}: {untrained} boxes in answers that are not trained on (weight 0) are not read")
     if nothing:
         raise ValueError(f"{path}: found no <ref>...</ref><box>...</box> in any conversation, expected boxes")
 
@@ -251,7 +299,9 @@ def _by_category(
 ) -> Iterator[_Annotated]:
     """The pictures with categories for labels: were "the cat" and "cat" two, each would be absent beside the other."""
     labels = {
-        label for one in annotated for label in (*one.crowds, *(thing.category for _, thing in one.things))
+        label
+        for one in annotated
+        for label in (*one.crowds, *(one.absent or ()), *(thing.category for _, thing in one.things))
     }
     categories = _categories(labels, named)
     if changed := _changed(categories):
@@ -260,7 +310,11 @@ def _by_category(
         things = tuple(
             (where, thing._replace(category=categories[thing.category])) for where, thing in one.things
         )
-        yield one._replace(things=things, crowds=frozenset(categories[label] for label in one.crowds))
+        yield one._replace(
+            things=things,
+            crowds=frozenset(categories[label] for label in one.crowds),
+            absent=None if one.absent is None else frozenset(categories[label] for label in one.absent),
+        )
 
 
 def _categories(labels: Collection[str], named: Collection[str]) -> dict[str, str]:
@@ -346,6 +400,7 @@ def _together(several: Sequence[_Annotated]) -> _Annotated:
         size=sized[0].size if sized else None,
         things=tuple((at, thing) for thing, at in where.items()),
         crowds=frozenset().union(*(one.crowds for one in several)),
+        absent=absent_in([one.absent for one in several]),
         faults=tuple(faults),
     )
 
@@ -409,7 +464,9 @@ def _check(annotated: _Annotated) -> _Found:
     except ValueError as error:
         return _Found(where, None, [*faults, f"{where}: {error}"])
     things, more = _inside(annotated, picture.size)
-    scene = Scene(annotated.image, picture.size, things, annotated.crowds, digest_of(picture))
+    scene = Scene(
+        annotated.image, picture.size, things, annotated.crowds, digest_of(picture), annotated.absent
+    )
     return _Found(where, scene, [*faults, *more])
 
 

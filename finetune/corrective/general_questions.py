@@ -33,7 +33,8 @@ def ask(
     categories   those that questions may use
     """
     there = {thing.category for thing in scene.things}
-    unseen = sorted(set(categories) - scene.categories)
+    asked = set(categories)
+    unseen = sorted((asked if scene.absent is None else asked & scene.absent) - scene.categories)
     absent = (one for one in rng.sample(unseen, len(unseen)) if not names.alike(one, scene.categories))
     for category in [*sorted(there & set(categories)), *itertools.islice(absent, ABSENT_ASKED)]:
         chosen = either(language, rng)

@@ -37,8 +37,9 @@ class Scene:
     """A picture and its annotated boxes.
 
     size      width and height of the upright picture, in pixels
-    crowds    categories annotated only as a crowd
+    crowds    categories annotated only as a crowd, or of which more may be there than has boxes
     digest    SHA-256 of its size and pixels, equal for copies under other names and where it was saved again
+    absent    categories that are known not to be there; None: all that are not annotated
     """
 
     image: Path
@@ -46,6 +47,7 @@ class Scene:
     things: tuple[AnnotatedBox, ...]
     crowds: frozenset[str] = frozenset()
     digest: str = ""
+    absent: frozenset[str] | None = None
 
     def boxes_of(self, category: str) -> tuple[Box, ...]:
         return tuple(thing.box for thing in self.things if thing.category == category)
@@ -76,7 +78,18 @@ def digest_of(picture: Image) -> str:
 def merged(copies: Sequence[Scene]) -> Scene:
     """What is annotated of all copies of a picture, each thing once."""
     things = distinct(thing for one in copies for thing in one.things)
-    return replace(copies[0], things=things, crowds=frozenset().union(*(one.crowds for one in copies)))
+    return replace(
+        copies[0],
+        things=things,
+        crowds=frozenset().union(*(one.crowds for one in copies)),
+        absent=absent_in([one.absent for one in copies]),
+    )
+
+
+def absent_in(copies: Sequence[frozenset[str] | None]) -> frozenset[str] | None:
+    """What is absent from a picture, of several lists of it."""
+    lists = [one for one in copies if one is not None]
+    return frozenset().union(*lists) if lists else None
 
 
 def distinct(things: Iterable[AnnotatedBox]) -> tuple[AnnotatedBox, ...]:

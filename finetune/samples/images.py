@@ -195,9 +195,11 @@ def _from_sixteen_bit(image: Image.Image) -> Image.Image:
 
     Cameras and scanners store 8 or 12 bits in files of 16: 4095 is white there, and would be nearly black. Up to 255
     values stay, up to 4095 they are divided by 16, above by 257 (65535 → 255). A picture of 16 bits that is this dark
-    all over cannot be told from one of 12, and is brightened.
+    all over cannot be told from one of 12, and is brightened. Files of 32 bits may hold more, which is refused.
     """
     values = np.asarray(image).astype(np.int64)
-    most = values.max(initial=0)
+    least, most = values.min(initial=0), values.max(initial=0)
+    if least < 0 or most > 65535:
+        raise ValueError(f"values from {least} to {most}, expected 0 to 255, to 4095 or to 65535")
     scaled = values if most <= 255 else values // 16 if most <= 4095 else values // 257
-    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")

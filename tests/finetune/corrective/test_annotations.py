@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from diagnostics.records.pictures import picture_mark
+from finetune.corrective import general_questions
 from finetune.corrective.__main__ import main
 from finetune.corrective.annotations import read_scenes
+from finetune.corrective.category_names import Names
 from finetune.corrective.scenes import Scene
 from tests.finetune.corrective_data import room, write_coco
 
@@ -283,3 +286,64 @@ def test_a_wrong_size_can_be_left_out(folder: Path):
     content["images"][0]["width"] = "100"
     (found,) = scenes(folder, content, on_bad_picture="drop")
     assert found.image.name == "b.png"
+
+
+# --- what a file does not say ------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_known_where_a_federated_file_says_so(folder: Path):
+    """LVIS: the cat of a.png has company without boxes, b.png has no cat, and of a dog in a.png nothing is known."""
+    content, said = coco(), []
+    content["categories"].append({"id": 3, "name": "cup"})
+    content["images"][0] |= {"neg_category_ids": [3], "not_exhaustive_category_ids": [1]}
+    one, other = scenes(folder, content, say=said.append)
+    assert (one.absent, other.absent) == ({"cup"}, frozenset())
+    assert one.crowds == {"cat"} and not one.single and [thing.category for thing in other.single] == ["dog"]
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "what is not in a picture is taken from neg_category_ids, which 1 of 2 have",
+        "1 pictures have not_exhaustive_category_ids: of these categories there may be more than has boxes",
+    ]
+    asked = [
+        [*general_questions.ask(scene, Names(), ["cat", "dog", "cup"], "en", Random(0))]
+        for scene in (one, other)
+    ]
+    assert [[(q.about[0], q.answer) for q in of] for of in asked] == [
+        [("cat", "yes"), ("cup", "no")],
+        [("dog", "yes")],
+    ]
+    content = coco()
+    plain = scenes(folder, content)
+    assert [one.absent for one in plain] == [None, None]
+    content["images"][1]["neg_category_ids"] = [9]
+    with pytest.raises(
+        ValueError, match=r"images\[1\].*neg_category_ids: found \[9\], expected a list of ids"
+    ):
+        scenes(folder, content)
+
+
+def test_a_box_to_be_ignored_is_a_crowd(folder: Path):
+    content, said = coco(), []
+    content["annotations"][0]["ignore"] = 1
+    one, _ = scenes(folder, content, say=said.append)
+    assert one.crowds == {"cat"} and not one.things
+    assert said == [f"{folder / 'boxes.json'}: 1 annotations to be ignored are read as crowds"]
+
+
+def test_boxes_of_answers_that_are_not_trained_on_are_no_annotations(folder: Path):
+    """The first is the wrong one: the next question says so."""
+    wrong, right = (
+        {"role": "assistant", "content": f"<ref>the {name}</ref><box>(0,0),(200,200)</box>"}
+        for name in ("cat", "dog")
+    )
+    messages = [
+        {"role": "user", "content": "<image>Find the dog"},
+        wrong | {"weight": 0},
+        {"role": "user", "content": "No."},
+        right,
+    ]
+    said: list[str] = []
+    [scene] = scenes(folder, [{"images": ["a.png"], "messages": messages}], say=said.append)
+    assert [thing.category for thing in scene.things] == ["dog"]
+    assert any(
+        one.endswith("1 boxes in answers that are not trained on (weight 0) are not read") for one in said
+    )

@@ -190,6 +190,14 @@ def test_greys_of_8_and_12_bits_in_16_are_not_black(
     assert [found.getpixel((x, 0)) for x in range(3)] == [(one,) * 3 for one in expected]
 
 
+@pytest.mark.parametrize("values", [[0, 1, 65536], [-1, 0, 3000]])
+def test_greys_of_32_bits_are_not_cut(values: list[int], tmp_path: Path):
+    """Computed tomography has values below 0."""
+    Image.fromarray(np.array([values], "<i4")).save(tmp_path / "grey.tiff")
+    with pytest.raises(ValueError, match=f"values from {values[0]} to {values[2]}, expected 0 to 255"):
+        open_image(tmp_path / "grey.tiff")
+
+
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
 )
