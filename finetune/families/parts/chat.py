@@ -22,7 +22,7 @@ import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from finetune.families.base import Encoded, ImageTokens
-from finetune.families.parts import picture_breaks, thoughts
+from finetune.families.parts import picture_breaks, thoughts, trimming
 from finetune.families.parts.pieces import Control, Picture, Piece, Slots
 from finetune.families.parts.tokenizer import is_panic
 from finetune.printable import one_line
@@ -129,6 +129,8 @@ def encode_chat(
     if any(isinstance(piece, Picture) for _, content in turns for piece in content):
         breaks = picture_breaks.breaks_of(processor, write, image_token)
         turns = turns if breaks is None else picture_breaks.without_second_breaks(turns, breaks)
+    if (found := trimming.trimming_of(processor, write)).roles:
+        turns = trimming.trimmed(turns, found)
     habit = thoughts.habit_of(processor, write)
     if habit is not None:
         trained = [True] * len(turns) if trained is None else trained

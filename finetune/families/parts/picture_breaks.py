@@ -10,16 +10,15 @@ Not of answers, whose words are learned as they stand.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from finetune.families.parts.pieces import Control, Picture, Piece
+from finetune.families.parts.templates import Write, template_of
 from finetune.samples.conversation import Role
 
 _BEFORE, _BEHIND = "\ufdd6", "\ufdd7"  # noncharacters of Unicode: no template writes them
 
-Write = Callable[[Sequence[Mapping[str, Any]], bool], str]
-"""Messages, and whether a prompt for an answer follows them → what the template writes."""
 Turns = Sequence[tuple[Role, Sequence[Piece]]]
 
 
@@ -41,9 +40,7 @@ _BREAKS: dict[tuple[type, str, str], Breaks | None] = {}
 
 def breaks_of(processor: Any, write: Write, image_token: str) -> Breaks | None:
     """Found by letting the template write a picture between words; None if it does not write all three."""
-    inner = getattr(processor, "processor", processor)
-    source = str(getattr(inner, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None))
-    key = type(processor), source, image_token
+    key = *template_of(processor), image_token
     if key not in _BREAKS:
         _BREAKS[key] = _found(write, image_token)
     return _BREAKS[key]

@@ -11,9 +11,10 @@ of answers before the last question. They look for them in the words, which ``ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from finetune.families.parts.templates import Write, template_of
 from finetune.samples.conversation import Role
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -22,8 +23,6 @@ PROMPT_END = 16
 _ASKED, _THOUGHT, _ANSWER = "\ufdd3", "\ufdd4", "\ufdd5"  # noncharacters of Unicode: no template writes them
 _USUAL = f"\n{CLOSE}\n\n"
 
-Write = Callable[[Sequence[Mapping[str, Any]], bool], str]
-"""Messages, and whether a prompt for an answer follows them → what the template writes."""
 Turns = Sequence[tuple[Role, Sequence[Any]]]
 
 
@@ -70,11 +69,9 @@ _HABITS: dict[tuple[type, str], Habit] = {}
 
 def habit_of(processor: Any, write: Write) -> Habit | None:
     """Found by letting the template write thoughts; None if it knows none, as most do."""
-    inner = getattr(processor, "processor", processor)
-    source = str(getattr(inner, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None))
-    if OPEN not in source:
+    key = template_of(processor)
+    if OPEN not in key[1]:
         return None
-    key = type(processor), source
     if key not in _HABITS:
         _HABITS[key] = _found(write)
     return _HABITS[key]
