@@ -18,7 +18,7 @@ from diagnostics.probing.local_replies import (
     prompt_closes_thought,
     tokens_of_question,
 )
-from diagnostics.probing.prompts import ProbeEncoder, user_parts
+from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.probing.server_client import ServedAnswer, ServerClient, ServerError
 from diagnostics.records.probes import Probe, groups_of, read_probes
 from finetune.families import bare_model, family_of
@@ -170,14 +170,15 @@ def compare_with_server(
     control = _control_tokens(client)
     model, processor = load(checkpoint, base=base, allow_other_base=allow_other_base)
     family = family_of(bare_model(model).config)
-    ProbeEncoder(family, processor).check(probes, str(probes_file))
+    reader = ProbeEncoder(family, processor)
+    reader.check(probes, str(probes_file))
     closes_thought = prompt_closes_thought(family, processor, CONTROL_QUESTION)
     if closes_thought:
         client.turn_thinking_off()
         control = _control_tokens(client)
     local = local_replies(model, processor, probes)
     asked = tqdm(probes, desc="asking the server", unit="probe", leave=False)
-    served = [_ask(client, probe, local.max_new_tokens) for probe in asked]
+    served = [_ask(client, reader, probe, local.max_new_tokens) for probe in asked]
     pairs = [ServedPair(*each) for each in zip(probes, local.replies, served, strict=True)]
     known = _known(model, processor, probes)._replace(
         closes_thought=closes_thought, thinking_refused=client.thinking_refused
@@ -201,10 +202,10 @@ def _control_tokens(client: ServerClient) -> int | None:
         raise
 
 
-def _ask(client: ServerClient, probe: Probe, max_tokens: int) -> ServedAnswer:
+def _ask(client: ServerClient, reader: ProbeEncoder, probe: Probe, max_tokens: int) -> ServedAnswer:
     """The server's answer. Raises ServerError naming the probe."""
     try:
-        return client.ask(user_parts(probe), max_tokens=max_tokens)
+        return client.ask(reader.parts_for_a_server(probe), max_tokens=max_tokens)
     except ServerError as error:
         raise ServerError(f"probe {probe.id}: {error}", error.status) from error
 

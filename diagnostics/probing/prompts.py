@@ -119,6 +119,17 @@ class ProbeEncoder:
             raise ValueError(f"probe {probe.id}: {reply!r} has no tokens, expected at least one")
         return encoded
 
+    def parts_for_a_server(self, probe: Probe) -> tuple[str | ImageRef, ...]:
+        """The prompt without the line breaks beside pictures that this model does not read as words: the server's chat
+        template writes its own, as ours does, and nothing there takes the second one out."""
+        parts = user_parts(probe)
+        asked = self._encoded(probe, probe.answer, parts, media=False).input_ids
+        for before, behind in ((True, True), (False, True), (True, False)):
+            fewer = _without_breaks(parts, before=before, behind=behind)
+            if np.array_equal(self._encoded(probe, probe.answer, fewer, media=False).input_ids, asked):
+                return fewer
+        return parts
+
     def longest_reply(self, probe: Probe) -> int:
         """Tokens of the longest text that a generated answer is judged by: a spelling of the answer, or the foil."""
         texts = [*probe.spellings, *([] if probe.foil is None else [probe.foil])]
@@ -222,6 +233,23 @@ def user_parts(
         return tuple(part for part in parts if part)
     before = ["\n" * (at > 0) + f"Picture {at + 1}: " for at in range(len(refs))]
     return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{probe.question}")
+
+
+def _without_breaks(
+    parts: Sequence[str | ImageRef], *, before: bool, behind: bool
+) -> tuple[str | ImageRef, ...]:
+    """Without one line break before, or behind, each picture."""
+    found = list(parts)
+    for at, part in enumerate(parts):
+        if not isinstance(part, str):
+            continue
+        words = part
+        if behind and at > 0 and isinstance(parts[at - 1], ImageRef):
+            words = words.removeprefix("\n")
+        if before and at + 1 < len(parts) and isinstance(parts[at + 1], ImageRef):
+            words = words.removesuffix("\n")
+        found[at] = words
+    return tuple(part for part in found if part != "")
 
 
 def forget_positions(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from finetune.families.parts import picture_breaks, thoughts, trimming
 from finetune.families.parts.pieces import Control, Picture, Piece, Slots
 from finetune.families.parts.tokenizer import is_panic
 from finetune.printable import one_line
-from finetune.samples.conversation import Conversation, Part, Role
+from finetune.samples.conversation import Conversation, ImageRef, Part, Role, VideoRef
 
 if TYPE_CHECKING:
     import torch
@@ -89,16 +89,25 @@ def encode_conversation(
     """
     return encode_chat(
         processor,
-        [
-            (turn.role, [piece for part in turn.parts for piece in pieces(part)])
-            for turn in conversation.turns
-        ],
+        [(turn.role, _pieces_of(turn.parts, pieces)) for turn in conversation.turns],
         image_token=image_token,
         video_token=video_token,
         end_of_turn=end_of_turn,
         add_generation_prompt=add_generation_prompt,
         trained=[turn.trained for turn in conversation.turns],
     )
+
+
+def _pieces_of(parts: Iterable[Part], pieces: Callable[[Part], Iterable[Piece]]) -> list[Piece]:
+    """A family that ends a video with a line break writes the one with which the record parts it from its words."""
+    found: list[Piece] = []
+    is_media = False
+    for part in parts:
+        if is_media and isinstance(part, str) and found and picture_breaks.is_ended(found[-1]):
+            part = part.removeprefix("\n")
+        is_media = isinstance(part, ImageRef | VideoRef)
+        found += pieces(part)
+    return [piece for piece in found if piece != ""]
 
 
 def encode_chat(

@@ -13,13 +13,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from finetune.families.parts.pieces import Control, Picture, Piece
+from finetune.families.parts.pieces import Picture, Piece, Turns, is_words
 from finetune.families.parts.templates import Write, template_of
 from finetune.samples.conversation import Role
 
 _BEFORE, _BEHIND = "\ufdd6", "\ufdd7"  # noncharacters of Unicode: no template writes them
-
-Turns = Sequence[tuple[Role, Sequence[Piece]]]
 
 
 class Breaks(NamedTuple):
@@ -80,7 +78,7 @@ def _of_moved(content: Sequence[Piece], breaks: Breaks) -> Sequence[Piece]:
         for at in places:
             if isinstance(pieces[at], Picture):
                 beside = True
-            elif not beside or not _is_words(pieces[at]):
+            elif not beside or not is_words(pieces[at]):
                 break
             else:
                 pieces[at], beside = cut(pieces[at]), False
@@ -94,15 +92,16 @@ def _of_placed(content: Sequence[Piece], breaks: Breaks) -> Sequence[Piece]:
     for at, piece in enumerate(content):
         if not isinstance(piece, Picture):
             continue
-        if "\n" in breaks.behind and at + 1 < len(pieces) and _is_words(pieces[at + 1]):
+        if "\n" in breaks.behind and at + 1 < len(pieces) and is_words(pieces[at + 1]):
             pieces[at + 1] = _begun(pieces[at + 1])
-        if "\n" in breaks.before and at > 0 and _is_words(pieces[at - 1]):
+        if "\n" in breaks.before and at > 0 and is_words(pieces[at - 1]):
             pieces[at - 1] = _ended(pieces[at - 1])
     return _filled(pieces)
 
 
-def _is_words(piece: Piece) -> bool:
-    return isinstance(piece, str) and not isinstance(piece, Control)
+def is_ended(piece: Piece) -> bool:
+    """Does it end with a line break of words?"""
+    return is_words(piece) and str(piece).endswith("\n")
 
 
 def _begun(words: Any) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from finetune.samples.conversation import Role
 
 
 class Control(str):
@@ -27,3 +30,9 @@ class Slots(NamedTuple):
 
 
 Piece = str | Control | Picture | Slots
+Turns = Sequence[tuple[Role, Sequence[Piece]]]
+
+
+def is_words(piece: Piece) -> bool:
+    """Is it what people wrote?"""
+    return isinstance(piece, str) and not isinstance(piece, Control)

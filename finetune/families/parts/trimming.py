@@ -7,16 +7,14 @@ Trap: the template is given marks in place of words (``chat``), so its own ``| t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from finetune.families.parts.pieces import Control, Picture, Piece
+from finetune.families.parts.pieces import Picture, Piece, Turns, is_words
 from finetune.families.parts.templates import Write, template_of
 from finetune.samples.conversation import Role
 
 _WORD = "\ufdd8"  # a noncharacter of Unicode: no template writes it
-
-Turns = Sequence[tuple[Role, Sequence[Piece]]]
 
 
 class Trimming(NamedTuple):
@@ -63,14 +61,15 @@ def trimmed(turns: Turns, trimming: Trimming) -> list[tuple[Role, Sequence[Piece
 
 
 def _turn(content: Sequence[Piece], at_pictures: bool) -> list[Piece]:
-    pieces = list(content)
-    for at, piece in enumerate(content):
-        if not isinstance(piece, str) or isinstance(piece, Control):
-            continue
-        words = str(piece)
-        if at == 0 or (at_pictures and isinstance(content[at - 1], Picture)):
-            words = words.lstrip()
-        if at == len(content) - 1 or (at_pictures and isinstance(content[at + 1], Picture)):
-            words = words.rstrip()
-        pieces[at] = words
-    return [piece for piece in pieces if piece != ""]
+    begun = _edge(list(content), at_pictures, str.lstrip)
+    return [piece for piece in _edge(begun[::-1], at_pictures, str.rstrip)[::-1] if piece != ""]
+
+
+def _edge(pieces: list[Piece], at_pictures: bool, strip: Callable[[str], str]) -> list[Piece]:
+    """Trims what comes first, and what follows a picture; white space alone is nothing, so what is behind it is too."""
+    is_edge = True
+    for at, piece in enumerate(pieces):
+        if is_edge and is_words(piece):
+            pieces[at] = strip(str(piece))
+        is_edge = (is_edge and pieces[at] == "") or (at_pictures and isinstance(piece, Picture))
+    return pieces

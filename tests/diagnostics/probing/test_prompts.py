@@ -221,3 +221,20 @@ def test_an_earlier_picture_does_not_move_the_positions_behind_a_prompt_without_
     fresh = margin(heard)
     margin(seen)
     assert margin(heard) == pytest.approx(fresh, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_a_server_is_sent_no_line_break_that_its_template_writes_itself(name: str, tmp_path: Path):
+    """Ours leaves the second one out of the words; a server's has nothing that would."""
+    tiny = FAMILIES[name]
+    reader = ProbeEncoder(tiny.family, tiny.processor(tmp_path))
+    Image.new("RGB", (60, 33), "teal").save(tmp_path / "a.png")
+    probe = Probe("a", "g", (tmp_path / "a.png",), "<image>\nWhat?", "pearl", "canton")
+    sent = reader.parts_for_a_server(probe)
+    plain = reader.encode(replace(probe, question="<image>What?"), "pearl").input_ids
+    writes_it = np.array_equal(reader.encode(probe, "pearl").input_ids, plain)
+    assert sent[1] == ("What?" if writes_it else "\nWhat?")
+    assert writes_it == (
+        name
+        in {"llava-1.5", "llava-next", "llava-onevision", "internvl", "gemma3", "paligemma", "paligemma2"}
+    )

@@ -1,6 +1,7 @@
 """One line break between a picture and its words, where the template writes one: the prompt is the served one."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from finetune.families.parts.chat import Control, Picture
 from finetune.families.parts.picture_breaks import Breaks, breaks_of, without_second_breaks
-from finetune.samples.conversation import Conversation, ImageRef, Turn
+from finetune.samples.conversation import Conversation, ImageRef, Turn, VideoRef
 from tests.finetune.families.pictures import picture
 from tests.finetune.families.tiny_families import ALL
 from tests.finetune.families.tiny_llava import LLAVAS
@@ -122,3 +123,20 @@ def test_a_template_that_does_not_write_pictures_between_words_says_nothing():
             chat_template = repr(write)
 
         assert breaks_of(One(), write, "<image>") is None
+
+
+@pytest.mark.parametrize("name", ["internvl", "smolvlm", "qwen2.5-vl"])
+def test_the_break_behind_a_video_is_the_familys_where_it_writes_one(name: str, tmp_path: Path):
+    """InternVL ends each frame with one, and SmolVLM the frames with two."""
+    tiny = FAMILIES[name]
+    processor, frames = tiny.processor(tmp_path), []
+    for at in range(2):
+        frames.append(ImageRef(str(at), tmp_path / f"{at}.png"))
+        picture((40, 30)).save(tmp_path / f"{at}.png")
+    film = VideoRef("film", (0.0, 0.5), tuple(frames), size_pixels=(40, 30))
+    found = [
+        tiny.family.encode(processor, Conversation((Turn("user", (film, words)), Turn("assistant", ("a",)))))
+        for words in ("What?", "\nWhat?", "\n\nWhat?")
+    ]
+    none, one, two = (each.input_ids.tolist() for each in found)
+    assert (none == one) == (name != "qwen2.5-vl") and one != two

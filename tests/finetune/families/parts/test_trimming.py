@@ -61,6 +61,8 @@ IMAGE = Picture(3)
         (True, [" a ", IMAGE, "\nb "], ["a", IMAGE, "b"]),
         (True, [IMAGE, " ", IMAGE, " b"], [IMAGE, IMAGE, "b"]),
         (True, ["a ", " b"], ["a ", " b"]),
+        (False, [" ", " a", "b ", "\n"], ["a", "b"]),
+        (True, [" ", IMAGE, " ", "\na"], [IMAGE, "a"]),
         (True, [Control(" x"), " b "], [Control(" x"), " b"]),
     ],
 )
