@@ -41,7 +41,7 @@ from diagnostics.monitoring.moments import (
     precision_difference,
     runs_of,
 )
-from diagnostics.monitoring.ranks import everywhere, failure_of, shared_out
+from diagnostics.monitoring.ranks import failure_of, shared_out
 from diagnostics.monitoring.series import series_until
 from diagnostics.monitoring.stopping import Stopping, why_unjudged
 from diagnostics.monitoring.training_data import (
@@ -54,7 +54,7 @@ from diagnostics.monitoring.training_data import (
     seen_words,
 )
 from diagnostics.monitoring.untrained_model import (
-    WHERE_IS_THE_ADAPTER,
+    UNKNOWN_ADAPTER_WARNING,
     base_words,
     is_of_unknown_adapter,
     opened_from,
@@ -388,7 +388,7 @@ class AttentionMonitor(TrainerCallback):
         if at.first:
             self._warn_if_never_met()
             if is_of_unknown_adapter(self._name):
-                print(WHERE_IS_THE_ADAPTER, flush=True)
+                print(UNKNOWN_ADAPTER_WARNING, flush=True)
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
@@ -569,7 +569,9 @@ class AttentionMonitor(TrainerCallback):
         """Probe at a checkpoint, and end training if ``stop_when`` is met."""
         depth = self.checkpoint_depth if self.stop_when is None else self.depth
         records = self._probe_now(moment(args, state, model), model, depth)
-        if self.stop_when is not None and everywhere(self._has_taken(records, state.global_step)):
+        if self.stop_when is not None and decided_by_first(
+            lambda: self._has_taken(records, state.global_step)
+        ):
             control.should_training_stop = True
 
     def _has_taken(self, records: Mapping[str, AttentionRecord], step: int) -> bool:
@@ -613,7 +615,7 @@ class AttentionMonitor(TrainerCallback):
         return calibrate(probes, records, evenly=evenly)
 
     def _probe_unless_complete(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> None:
-        if not everywhere(self._archive.is_complete(at.step, depth)):
+        if not decided_by_first(lambda: self._archive.is_complete(at.step, depth)):
             self._probe_now(at, model, depth)
 
     def _probe_now(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> dict[str, AttentionRecord]:

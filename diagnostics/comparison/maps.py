@@ -94,6 +94,10 @@ class Strip:
         return layer_words(self.layer, self.trained_on)
 
 
+TRAINED_ON = "trained on"
+"""What is said of a layer, a head or a mean in which attention was trained on."""
+
+
 def layer_words(layer: int, trained_on: bool) -> str:
-    """layer 8, trained on"""
-    return f"layer {layer}, trained on" if trained_on else f"layer {layer}"
+    """``layer_words(8, True)`` → "layer 8, trained on"."""
+    return f"layer {layer}, {TRAINED_ON}" if trained_on else f"layer {layer}"

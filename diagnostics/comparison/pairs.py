@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from diagnostics.comparison.maps import CellMap, LayerMaps, RegionChange
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
+from diagnostics.measures.drift import look_at_both
 from diagnostics.measures.geometry import (
     attention_on_cells,
     cells_from_row,
@@ -139,7 +140,7 @@ def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) 
 
 
 def _drift(before: Float[np.ndarray, " cells"], after: Float[np.ndarray, " cells"]) -> float | None:
-    return float(jensen_shannon_nats(before, after)) if before.any() and after.any() else None
+    return float(jensen_shannon_nats(before, after)) if look_at_both(before, after) else None
 
 
 def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:

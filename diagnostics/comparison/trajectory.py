@@ -17,7 +17,7 @@ from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.maps import CellMap, Strip, StripPanel
 from diagnostics.comparison.pairs import cost, layer_cells, was_trained_on
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
-from diagnostics.measures.drift import principal_plane
+from diagnostics.measures.drift import look_at_both, principal_plane
 from diagnostics.records.measurement_plan import OCCLUSION
 from diagnostics.records.probes import Probe, groups_of
 from diagnostics.records.record import AttentionRecord
@@ -230,7 +230,7 @@ def _read(probe: Probe, evolution: Evolution) -> ProbeSeries:
         if region is None
         else enrichment(maps, region_coverage(probe.regions[region], image)),
         costs_nats=np.array([_over_control(record, region) for record in records]),
-        drift_jsd_nats=np.where(maps.any(-1) & maps[:1].any(-1), jensen_shannon_nats(maps, maps[:1]), np.nan),
+        drift_jsd_nats=np.where(look_at_both(maps[:1], maps), jensen_shannon_nats(maps, maps[:1]), np.nan),
         visual_share=np.stack([record.visual_share[list(record.layers)].mean(axis=1) for record in records]),
         trajectory={
             "points": [[float(x), float(y)] for x, y in plane.points],

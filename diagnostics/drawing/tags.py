@@ -28,6 +28,7 @@ has moved. Guards, the groups that must not change, come after the targets. G is
 
 from __future__ import annotations
 
+from diagnostics.comparison import maps
 from diagnostics.records.names import tag_part
 from diagnostics.records.probes import NEIGHBOUR, RETENTION
 
@@ -40,7 +41,7 @@ VERDICT, ANSWERS, ATTENTION, DRIFT, GUARDS, MODEL = (
     "6 model",
 )
 ARCHITECTURE, DIAGNOSIS = f"{MODEL}/architecture", f"{MODEL}/diagnosis"
-TRAINED_ON = ", trained on"
+TRAINED_ON = f", {maps.TRAINED_ON}"
 """Ends the tag of a number of a layer whose attention is trained on."""
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from diagnostics.measures.attention import jensen_shannon_nats
 from diagnostics.measures.geometry import Numbers
@@ -70,7 +70,7 @@ def drift(
     Raises ValueError as ``wasserstein_cells`` does, but for a map without any attention.
     """
     before_visual_share, after_visual_share = np.asarray(before_visual_share), np.asarray(after_visual_share)
-    looks = np.asarray(before_cells.any(-1) & after_cells.any(-1))
+    looks = look_at_both(before_cells, after_cells)
     # One that looks nowhere in the image (fp16 rounds what is small to 0) would be another map than any.
     first, second = (np.where(looks[..., None], cells, 0.0) for cells in (before_cells, after_cells))
 
@@ -84,6 +84,13 @@ def drift(
         measured(wasserstein_cells(first, second, grid)),
         measured(cosine(first, second)),
     )
+
+
+def look_at_both(
+    first: Float[np.ndarray, "*#batch cells"], second: Float[np.ndarray, "*#batch cells"]
+) -> Bool[np.ndarray, " ..."]:
+    """Has each of two maps any attention? One that has none is no map, and at no distance from another."""
+    return np.asarray(first.any(-1) & second.any(-1))
 
 
 def total_variation(

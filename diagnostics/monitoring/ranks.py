@@ -37,8 +37,3 @@ def shared_out(
 def failure_of(outcomes: Sequence[Outcome]) -> Exception | None:
     """The first rank's that failed; None where all are well."""
     return next((error for _, error in outcomes if error is not None), None)
-
-
-def everywhere(answer: bool) -> bool:
-    """The first rank's answer, on every rank: folders need not be shared between machines."""
-    return bool(gathered(answer)[0])

@@ -20,7 +20,7 @@ from finetune.model.folders import is_adapter
 
 WITH_ADAPTER, UNKNOWN_ADAPTER = " with the adapter ", "it came with"
 """In the name of an untrained model: it is not its base alone, since its adapter was trained before."""
-WHERE_IS_THE_ADAPTER = (
+UNKNOWN_ADAPTER_WARNING = (
     "warning: the adapter was trained before, and nothing says where its folder is: it is not known whether pictures "
     "of the probes, or attention, were trained on; give the monitor reference=, that folder"
 )

@@ -9,6 +9,7 @@ from typing import Any
 from diagnostics.comparison.legs.attention import LARGEST_FACTOR, OTHERS, SALIENT, Lead, weakest_lead
 from diagnostics.comparison.legs.leg import count, listed, nats, percent
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg, shown_legs
+from diagnostics.comparison.maps import TRAINED_ON
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import OF_ANY_GROUP
 from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, share_bars
@@ -19,7 +20,6 @@ from diagnostics.report.languages import as_written
 from finetune.percent import percent_words
 
 HEADS_LISTED, LAYERS_LISTED = 6, 6
-TRAINED_ON = "trained on"
 TOLD_TO = (
     f"“{TRAINED_ON.capitalize()}”: attention was trained on in this layer, so it looks where it was told to."
 )

@@ -126,14 +126,13 @@ def _coco(
         )
     if more := sum(bool(entry.get(MORE_OF_IT)) for entry in pictures):
         say(
-            f"{path}: {more} pictures have {MORE_OF_IT}: of these categories there may be more than has boxes"
+            f"{path}: {more} picture(s) have {MORE_OF_IT}: of these categories there may be more than has boxes"
         )
     if ignored := sum(bool(entry.get("ignore")) for entry in annotations):
-        say(f"{path}: {ignored} annotations to be ignored are read as crowds")
+        say(f"{path}: {ignored} annotation(s) to be ignored are read as crowds")
     for index, entry in enumerate(pictures):
         where = f"images[{index}] (id {entry['id']!r}, {entry['file_name']!r})"
-        found = _coco_picture(entry, where, of_picture[entry["id"]], names, images)
-        yield found if federated else found._replace(absent=None)
+        yield _coco_picture(entry, where, of_picture[entry["id"]], names, images, federated=federated)
 
 
 def _is_id(value: Any) -> bool:
@@ -186,6 +185,8 @@ def _coco_picture(
     boxes: Sequence[tuple[str, Mapping[str, Any]]],
     names: Mapping[Any, str],
     images: Path,
+    *,
+    federated: bool,
 ) -> _Annotated:
     things, crowds, faults = [], set(), []
     for at, box in boxes:
@@ -203,15 +204,20 @@ def _coco_picture(
         else:
             x, y, width, height = numbers
             things.append((f"{at}.bbox", AnnotatedBox(category, (x, y, x + width, y + height))))
-    listed_of = {key: _categories_in(entry, key, where, names, faults) for key in (NOT_THERE, MORE_OF_IT)}
+    absent, more = (_categories_in(entry, key, where, names, faults) for key in (NOT_THERE, MORE_OF_IT))
     image, size = images / entry["file_name"], None
     if wrong := list(fields.faults(entry, PIXELS, at=f"{where}.")):
         faults += wrong
     elif entry.get("width") is not None and entry.get("height") is not None:
         size = (int(entry["width"]), int(entry["height"]))
-    crowds |= listed_of[MORE_OF_IT]
     return _Annotated(
-        image, where, size, tuple(things), frozenset(crowds), tuple(faults), listed_of[NOT_THERE]
+        image,
+        where,
+        size,
+        tuple(things),
+        frozenset(crowds | more),
+        tuple(faults),
+        absent if federated else None,
     )
 
 
@@ -267,7 +273,7 @@ def _markup(
                 nothing = False
                 yield _marked(refs[box.image], box, one.source.removeprefix(f"{path}: "))
     if untrained:
-        say(f"{path}: {untrained} boxes in answers that are not trained on (weight 0) are not read")
+        say(f"{path}: {untrained} box(es) in answers that are not trained on (weight 0) are not read")
     if nothing:
         raise ValueError(f"{path}: found no <ref>...</ref><box>...</box> in any conversation, expected boxes")
 

@@ -29,7 +29,7 @@ class Said(NamedTuple):
 
     @property
     def words(self) -> str:
-        """75% of the generated answers are right, 100% before"""
+        """ "75 % of the generated answers are right, 100 % before" """
         once = " with each picture counted once" if self.by_picture else ""
         return (
             f"{percent(self.after)} of the generated answers are right{once}, {percent(self.before)} before"

@@ -301,7 +301,7 @@ def test_what_is_not_there_is_known_where_a_federated_file_says_so(folder: Path)
     assert one.crowds == {"cat"} and not one.single and [thing.category for thing in other.single] == ["dog"]
     assert [line.split(": ", 1)[1] for line in said] == [
         "what is not in a picture is taken from neg_category_ids, which 1 of 2 have",
-        "1 pictures have not_exhaustive_category_ids: of these categories there may be more than has boxes",
+        "1 picture(s) have not_exhaustive_category_ids: of these categories there may be more than has boxes",
     ]
     asked = [
         [*general_questions.ask(scene, Names(), ["cat", "dog", "cup"], "en", Random(0))]
@@ -326,7 +326,7 @@ def test_a_box_to_be_ignored_is_a_crowd(folder: Path):
     content["annotations"][0]["ignore"] = 1
     one, _ = scenes(folder, content, say=said.append)
     assert one.crowds == {"cat"} and not one.things
-    assert said == [f"{folder / 'boxes.json'}: 1 annotations to be ignored are read as crowds"]
+    assert said == [f"{folder / 'boxes.json'}: 1 annotation(s) to be ignored are read as crowds"]
 
 
 def test_boxes_of_answers_that_are_not_trained_on_are_no_annotations(folder: Path):
@@ -345,5 +345,5 @@ def test_boxes_of_answers_that_are_not_trained_on_are_no_annotations(folder: Pat
     [scene] = scenes(folder, [{"images": ["a.png"], "messages": messages}], say=said.append)
     assert [thing.category for thing in scene.things] == ["dog"]
     assert any(
-        one.endswith("1 boxes in answers that are not trained on (weight 0) are not read") for one in said
+        one.endswith("1 box(es) in answers that are not trained on (weight 0) are not read") for one in said
     )
