@@ -15,6 +15,7 @@ from diagnostics.records.record import Query
 from finetune.families import Encoded, Family
 from finetune.families.base import IGNORED, joined_media
 from finetune.families.parts.phrases import find_phrase, token_texts
+from finetune.families.parts.picture_breaks import without_first_break, without_last_break
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 MOST_NAMED = 3
@@ -245,9 +246,9 @@ def _without_breaks(
             continue
         words = part
         if behind and at > 0 and isinstance(parts[at - 1], ImageRef):
-            words = words.removeprefix("\n")
+            words = without_first_break(words)
         if before and at + 1 < len(parts) and isinstance(parts[at + 1], ImageRef):
-            words = words.removesuffix("\n")
+            words = without_last_break(words)
         found[at] = words
     return tuple(part for part in found if part != "")
 

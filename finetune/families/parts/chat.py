@@ -104,7 +104,7 @@ def _pieces_of(parts: Iterable[Part], pieces: Callable[[Part], Iterable[Piece]])
     is_media = False
     for part in parts:
         if is_media and isinstance(part, str) and found and picture_breaks.is_ended(found[-1]):
-            part = part.removeprefix("\n")
+            part = picture_breaks.without_first_break(part)
         is_media = isinstance(part, ImageRef | VideoRef)
         found += pieces(part)
     return [piece for piece in found if piece != ""]

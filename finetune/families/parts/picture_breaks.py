@@ -73,7 +73,10 @@ def _of_moved(content: Sequence[Piece], breaks: Breaks) -> Sequence[Piece]:
     if not breaks.behind:
         return content
     pieces = list(content)
-    for places, cut in ((range(len(pieces)), _begun), (range(len(pieces) - 1, -1, -1), _ended)):
+    for places, cut in (
+        (range(len(pieces)), without_first_break),
+        (range(len(pieces) - 1, -1, -1), without_last_break),
+    ):
         beside = False
         for at in places:
             if isinstance(pieces[at], Picture):
@@ -93,9 +96,9 @@ def _of_placed(content: Sequence[Piece], breaks: Breaks) -> Sequence[Piece]:
         if not isinstance(piece, Picture):
             continue
         if "\n" in breaks.behind and at + 1 < len(pieces) and is_words(pieces[at + 1]):
-            pieces[at + 1] = _begun(pieces[at + 1])
+            pieces[at + 1] = without_first_break(pieces[at + 1])
         if "\n" in breaks.before and at > 0 and is_words(pieces[at - 1]):
-            pieces[at - 1] = _ended(pieces[at - 1])
+            pieces[at - 1] = without_last_break(pieces[at - 1])
     return _filled(pieces)
 
 
@@ -104,12 +107,14 @@ def is_ended(piece: Piece) -> bool:
     return is_words(piece) and str(piece).endswith("\n")
 
 
-def _begun(words: Any) -> str:
-    return str(words).removeprefix("\n")
+def without_first_break(words: Any) -> str:
+    """Words without one line break at their beginning, of Windows too."""
+    return re.sub(r"\A\r?\n", "", str(words))
 
 
-def _ended(words: Any) -> str:
-    return str(words).removesuffix("\n")
+def without_last_break(words: Any) -> str:
+    """Words without one line break at their end."""
+    return re.sub(r"\r?\n\Z", "", str(words))
 
 
 def _filled(pieces: Sequence[Piece]) -> list[Piece]:

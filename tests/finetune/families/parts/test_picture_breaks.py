@@ -41,6 +41,7 @@ def ids(family: Any, processor: Any, *turns: Sequence[Any], answer: str = "a dog
     ("written", "served"),
     [
         ([["i", "\nWhat is this?"]], [["i", "What is this?"]]),
+        ([["i", "\r\nWhat is this?"]], [["i", "What is this?"]]),
         ([["i", "\n", "i", "\nWhat is this?"]], [["i", "i", "What is this?"]]),
         ([["i", "\nWhat is this?"], ["And\nnow?"]], [["i", "What is this?"], ["And\nnow?"]]),
         ([["What?"], ["i", "\nWhat is this?"]], [["What?"], ["i", "What is this?"]]),
