@@ -73,9 +73,12 @@ def _drawn(
 
 def _integral(luminance: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "2 rows columns"]:
     """Sums of luminance and of its square above and left of each corner of a pixel."""
-    centred = luminance.astype(np.float64) - luminance.mean()
     sums = np.zeros((2, luminance.shape[0] + 1, luminance.shape[1] + 1))
-    sums[:, 1:, 1:] = np.stack([centred, centred**2]).cumsum(1).cumsum(2)
+    inner = sums[:, 1:, 1:]  # written in place: a third of the time that copies take
+    np.subtract(luminance, luminance.mean(), out=inner[0])
+    np.square(inner[0], out=inner[1])
+    for axis in (1, 2):
+        np.cumsum(inner, axis=axis, out=inner)
     return sums
 
 

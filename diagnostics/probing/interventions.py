@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -37,12 +36,10 @@ from diagnostics.records.measurement_plan import (
     TOWER_KNOCKOUT,
     MeasurementPlan,
 )
-from diagnostics.records.probes import Probe
 from diagnostics.records.record import Intervention, PictureControl
 from finetune.families import Encoded
 from finetune.families.parts.coverage import Box
 from finetune.families.parts.modules import language_layers
-from finetune.samples.conversation import ImageRef
 
 MOST_OF_THE_PICTURE = 0.9
 
@@ -69,7 +66,6 @@ class TrialRunner:
         self.extractor = extractor
         self.batch_size = batch_size
         self._margins = Margins(model, extractor, batch_size=batch_size)
-        self._opened: tuple[tuple[Path, ...], list[Image.Image]] = ((), [])
 
     def taken_away(
         self,
@@ -114,10 +110,10 @@ class TrialRunner:
                 yield (
                     kind,
                     "",
-                    self._with_pictures(asked, [blank(one) for one in self._pictures(asked.probe)]),
+                    self._with_pictures(asked, [blank(one) for one in self.reader.opened(asked.probe)]),
                 )
             elif kind == OTHER and loan is not None:
-                lent = self._with_pictures(asked, self._pictures(loan.lender))
+                lent = self._with_pictures(asked, self.reader.opened(loan.lender))
                 yield loan.kind, loan.lender.id, lent
             elif kind == NO_PICTURE:
                 yield kind, "", self.reader.encode_alone(asked.probe, asked.probe.answer)
@@ -129,7 +125,7 @@ class TrialRunner:
         and, as control, of the same map shifted elsewhere."""
         image = asked.answer.images[0]
         maps = {"": cells, "/control": shifted_elsewhere(cells, image.grid, name=asked.probe.id)}
-        [picture, *others] = self._pictures(asked.probe)
+        [picture, *others] = self.reader.opened(asked.probe)
         inner = CURVE_SHARES[1:-1]
         hidden = [np.ones(len(cells), bool)]
         for one in maps.values():
@@ -179,7 +175,7 @@ class TrialRunner:
         if not trials:
             return
         image = asked.answer.images[0]
-        pictures = self._pictures(asked.probe) if any(trial.kind == OCCLUSION for trial in trials) else []
+        pictures = self.reader.opened(asked.probe) if any(trial.kind == OCCLUSION for trial in trials) else []
         for trial in trials:
             if trial.kind == OCCLUSION:
                 hidden = [occlude(pictures[0], trial.boxes), *pictures[1:]]
@@ -194,13 +190,6 @@ class TrialRunner:
             except ValueError as error:
                 raise ValueError(f"probe {asked.probe.id}: region {trial.region!r}: {error}") from error
             yield cut
-
-    def _pictures(self, probe: Probe) -> list[Image.Image]:
-        """A probe's pictures, not to be changed: those asked for last are kept open for its next trials."""
-        if self._opened[0] != probe.images:
-            refs = [ImageRef(path.name, path) for path in probe.images]
-            self._opened = probe.images, [self.reader.family.load_image(ref) for ref in refs]
-        return self._opened[1]
 
     def _with_pictures(self, asked: EncodedProbe, pictures: Sequence[Image.Image]) -> Encoded:
         return self.reader.encode(asked.probe, asked.probe.answer, images=pictures)

@@ -197,6 +197,7 @@ class Prober:
                     if told is not None:
                         told()
             records += [found[at] for at in range(len(asked))]
+        self.reader.pictures.close()
         return records
 
     def self_check(self) -> None:
@@ -266,7 +267,7 @@ class Prober:
             interventions=tuple(interventions),
             picture_controls=tuple(controls),
             random_mass=_each(whole, _masses(probe, answer_rows, seen, images, at_random=True)),
-            salient_mass=_each(whole, _salient_masses(probe, answer_rows, seen, images)),
+            salient_mass=_each(whole, self._salient_masses(probe, answer_rows, seen, images)),
             sinks=sinks,
             region_mass_without_sinks=_each(
                 whole,
@@ -289,6 +290,20 @@ class Prober:
             return record
         order = cells_from_row(record.rows[:, :, 0].mean((0, 1)), images[0], connector)
         return replace(record, curves=runner.curves(asked, order, margin))
+
+    def _salient_masses(
+        self,
+        probe: Probe,
+        rows: Float[np.ndarray, "layers heads keys"],
+        seen: Reading,
+        images: Sequence[ImageTokens],
+    ) -> dict[str, np.ndarray]:
+        """``_masses`` of equally salient places, their mean; without regions that have none."""
+        if not probe.regions:
+            return {}
+        cells = cells_from_row(rows, images[0], seen.connector[0] if seen.connector else None)
+        coverages = salient_coverages(probe, images[0], self.reader.pictures)
+        return {name: region_mass(cells, coverage).astype(np.float32) for name, coverage in coverages.items()}
 
     def _mediated(self, record: AttentionRecord, asked: EncodedProbe, runner: TrialRunner) -> AttentionRecord:
         """Adds the margins with the attention of the model before put back."""
@@ -426,19 +441,6 @@ def _masses(
             coverage = region_coverage(boxes, image)
         found[name] = region_mass(cells, coverage).astype(np.float32)
     return found
-
-
-def _salient_masses(
-    probe: Probe, rows: Float[np.ndarray, "layers heads keys"], seen: Reading, images: Sequence[ImageTokens]
-) -> dict[str, np.ndarray]:
-    """``_masses`` of equally salient places, their mean; without regions that have none."""
-    if not probe.regions:
-        return {}
-    cells = cells_from_row(rows, images[0], seen.connector[0] if seen.connector else None)
-    return {
-        name: region_mass(cells, coverage).astype(np.float32)
-        for name, coverage in salient_coverages(probe, images[0]).items()
-    }
 
 
 def _masses_without_sinks(

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from diagnostics.probing.pictures import OpenPictures
 from diagnostics.records.probes import PLACEHOLDER, Probe
 from diagnostics.records.record import Query
 from finetune.families import Encoded, Family
@@ -50,6 +52,7 @@ class ProbeEncoder:
         check_processor(processor)
         self.family = family
         self.processor = processor
+        self.pictures = OpenPictures()
         self._room = keep_bytes
         self._kept: dict[str, tuple[tuple[int, ...], EncodedProbe]] = {}
 
@@ -78,6 +81,13 @@ class ProbeEncoder:
         tokens = self.texts(answer)
         return EncodedProbe(probe, answer, foil, tuple(tokens), tuple(queries(probe, answer, foil, tokens)))
 
+    def opened(self, probe: Probe) -> list[Image.Image]:
+        """A probe's pictures, not to be changed.
+
+        Raises ValueError naming one that cannot be read.
+        """
+        return [self.pictures.open(path) for path in probe.images]
+
     def encode(
         self,
         probe: Probe,
@@ -91,6 +101,8 @@ class ProbeEncoder:
         """Prompt and reply. ``like`` supplies its opened pictures, so that none is opened twice; ``images`` replace the
         probe's files; ``max_pixels`` limits the first picture only; ``generated``: the reply is the model's own, which
         need not have the form of an answer that can be learned."""
+        if like is None and images is None:
+            images = self.opened(probe)
         asked = user_parts(probe, images, max_pixels)
         encoded = self._encoded(probe, reply, asked, media=like is None, generated=generated)
         return encoded if like is None else replace(encoded, images=like.images, media=like.media)

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageStat
 from torch import Tensor
 
 from diagnostics.measures.salience import Place, salient_places
+from diagnostics.probing.pictures import OpenPictures
 from diagnostics.records.probes import Probe
 from finetune.families import ImageTokens
 from finetune.families.parts.coverage import Box, region_coverage
-from finetune.samples.images import open_image
 
 BORDER_SHARE = 0.15  # of a box's longer side: the ring whose mean colour fills it
 BLUR_SHARE = 0.1  # of the longer side: radius of the blur for insertion and deletion
@@ -51,15 +51,18 @@ def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
 
 def blank(picture: Image.Image) -> Image.Image:
     """A blank picture of the same size in the mean colour, so that brightness stays."""
-    colour = np.asarray(picture.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int)
-    return Image.new("RGB", picture.size, (int(colour[0]), int(colour[1]), int(colour[2])))
+    red, green, blue = ImageStat.Stat(picture.convert("RGB")).mean
+    return Image.new("RGB", picture.size, (round(red), round(green), round(blue)))
 
 
-def salient_coverages(probe: Probe, image: ImageTokens) -> dict[str, Float[np.ndarray, " cells"]]:
+def salient_coverages(
+    probe: Probe, image: ImageTokens, pictures: OpenPictures
+) -> dict[str, Float[np.ndarray, " cells"]]:
     """``place_coverage`` of each region's equally salient places (``salient_places``); without regions that have none.
     ``image``: the tokens of the first picture."""
     path = probe.images[0]
-    places = _salient_places(path, path.stat().st_mtime_ns, tuple(probe.regions.items()), probe.id)
+    picture = _Picture(path, path.stat().st_mtime_ns, pictures)
+    places = _salient_places(picture, tuple(probe.regions.items()), probe.id)
     return {name: place_coverage(found, probe.regions[name], image) for name, found in places.items()}
 
 
@@ -94,11 +97,20 @@ def _place_coverage(
     return np.mean([one * (own.sum() / one.sum()) for one in coverages or [own]], axis=0)
 
 
-@lru_cache(maxsize=8192)  # probes recur at every checkpoint, and a picture takes 10 ms
+@dataclass(frozen=True)
+class _Picture:
+    """A picture's file, equal where it has not changed."""
+
+    path: Path
+    changed_ns: int
+    pictures: OpenPictures = field(compare=False)
+
+
+@lru_cache(maxsize=8192)  # probes recur at every checkpoint, and a picture takes 3 ms
 def _salient_places(
-    path: Path, changed_ns: int, regions: tuple[tuple[str, tuple[Box, ...]], ...], name: str
+    picture: _Picture, regions: tuple[tuple[str, tuple[Box, ...]], ...], name: str
 ) -> Mapping[str, list[Place]]:
-    luminance = np.asarray(open_image(path).convert("L"), np.float64)
+    luminance = np.asarray(picture.pictures.open(picture.path).convert("L"), np.float64)
     return salient_places(luminance, dict(regions), name=name)
 
 

@@ -12,15 +12,18 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.monitor import AttentionMonitor
+from diagnostics.probing import regions as regions_module
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import user_parts
 from diagnostics.probing.reading import PromptReader
 from diagnostics.probing.regions import occlude, region_cells, region_tokens
 from diagnostics.records.measurement_plan import QUICK, WATCH
+from diagnostics.records.pictures import names_by_picture
 from finetune.families import family_of
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.phrases import find_phrase, token_texts
 from finetune.model.look_file import Supervised
+from finetune.samples import images
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes
 
@@ -140,6 +143,24 @@ def test_occlusion_is_the_margin_with_the_region_painted_over(model, processor, 
     assert occlusion.margin_nats == pytest.approx(margin(probe.regions["disc"]), abs=1e-4)
     assert occlusion.control_margins_nats == pytest.approx([margin(boxes) for boxes in controls], abs=1e-4)
     assert abs(occlusion.margin_nats - record.scores.margin_nats) > 1e-3
+
+
+def test_a_probing_decodes_each_picture_once(model, processor, folder, monkeypatch):
+    probes, decoded = tiny_probes(folder), []
+    decode = images._decoded
+    names_by_picture(probes)  # by marks of decoded pictures, which are kept for good
+
+    def counted(place, name):
+        decoded.append(place)
+        return decode(place, name)
+
+    monkeypatch.setattr(images, "_decoded", counted)
+    regions_module._salient_places.cache_clear()
+    prober = Prober(model, processor, key_layers=KEY_LAYERS, probes=probes, depth=TWO_CONTROLS)
+    prober.run_all(50, "tiny")
+    assert sorted(decoded) == sorted({path for probe in probes for path in probe.images})
+    prober.run_all(60, "tiny")
+    assert len(decoded) == 2 * len(set(decoded))  # none is kept from one probing to the next
 
 
 def test_tower_knock_out_is_the_margin_with_the_regions_patches_unread(model, processor, probes, records):
