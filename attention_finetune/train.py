@@ -130,7 +130,7 @@ def prepare(args: Arguments) -> Ready | None:
     processor, family = open_checkpoint(args, plan)
     check_probes(args, probes, processor, family)
     train_set = build_dataset(args, mixed, processor, family)
-    say(*prompt_note(probes, train_set.conversations))
+    say(*prompt_note(probes, train_set.conversations, family, processor))
     seen = seen_pictures(args, probes, train_set.conversations, marks)
     eval_set = build_dataset(args, held_out, processor, family, for_training=False) if held_out else None
     looked_at = None

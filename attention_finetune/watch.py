@@ -11,6 +11,8 @@ from typing import Any
 from attention_finetune.ready import SAMPLES_SHOWN_FROM, Probes, Ready
 from finetune import families
 from finetune.distributed import is_main, say
+from finetune.families.base import Family
+from finetune.families.parts.picture_order import puts_pictures_first
 from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.model.notes import any_of
@@ -51,8 +53,11 @@ def check_probes(args: Arguments, probes: Probes, processor: Any, family: famili
                 print(f"warning: {line}")
 
 
-def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) -> list[str]:
-    """A warning if probes and training data use different prompt formats: probes would test another prompt."""
+def prompt_note(
+    probes: Probes, trained: Sequence[conversation.Conversation], family: Family, processor: Any
+) -> list[str]:
+    """A warning if probes and training data use different prompt formats: probes would test another prompt. None where
+    the model reads pictures first, and so no label of theirs."""
     if not probes.judged:
         return []
     from diagnostics.probing.prompts import user_parts
@@ -63,7 +68,7 @@ def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) ->
     asked = {
         conversation.numbers_pictures(conversation.Turn("user", user_parts(probe))) for probe in probes.judged
     }
-    if not data or asked & data:
+    if not data or asked & data or puts_pictures_first(family, processor):
         return []
     wanted = '"Picture 1: <image>\\n…"' if True in data else '"<image>\\n…"'
     return [

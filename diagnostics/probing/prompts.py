@@ -18,7 +18,7 @@ from finetune.families import Encoded, Family
 from finetune.families.base import IGNORED, joined_media
 from finetune.families.parts.phrases import find_phrase, token_texts
 from finetune.families.parts.picture_breaks import without_first_break, without_last_break
-from finetune.samples.conversation import Conversation, ImageRef, Turn
+from finetune.samples.conversation import Conversation, ImageRef, Turn, without_label
 
 MOST_NAMED = 3
 
@@ -133,10 +133,13 @@ class ProbeEncoder:
         return encoded
 
     def parts_for_a_server(self, probe: Probe) -> tuple[str | ImageRef, ...]:
-        """The prompt without the line breaks beside pictures that this model does not read as words: the server's chat
-        template writes its own, as ours does, and nothing there takes the second one out."""
+        """The prompt without the line breaks and labels beside pictures that this model does not read as words: the
+        server's chat template writes its own breaks, as ours does, and nothing there takes out what we do."""
         parts = user_parts(probe)
         asked = self._encoded(probe, probe.answer, parts, media=False).input_ids
+        bare = _without_labels(parts)
+        if np.array_equal(self._encoded(probe, probe.answer, bare, media=False).input_ids, asked):
+            parts = bare
         for before, behind in ((True, True), (False, True), (True, False)):
             fewer = _without_breaks(parts, before=before, behind=behind)
             if np.array_equal(self._encoded(probe, probe.answer, fewer, media=False).input_ids, asked):
@@ -246,6 +249,14 @@ def user_parts(
         return tuple(part for part in parts if part)
     before = ["\n" * (at > 0) + f"Picture {at + 1}: " for at in range(len(refs))]
     return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{probe.question}")
+
+
+def _without_labels(parts: Sequence[str | ImageRef]) -> tuple[str | ImageRef, ...]:
+    found = [
+        without_label(part) if isinstance(part, str) and isinstance(behind, ImageRef) else part
+        for part, behind in zip(parts, (*parts[1:], ""), strict=True)
+    ]
+    return tuple(part for part in found if part != "")
 
 
 def _without_breaks(

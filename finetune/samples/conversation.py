@@ -172,6 +172,17 @@ def numbers_pictures(turn: Turn) -> bool | None:
     return None
 
 
+_LABEL = re.compile(r"(?:\A|\r?\n)Picture \d+: ?\Z")
+
+
+def without_label(words: str) -> str:
+    """Words before a picture, without the line ``Picture 1: `` at their end by which Qwen-VL's data number it.
+
+    A label amid a line is a part of what was said: "Compare this with Picture 1: ".
+    """
+    return _LABEL.sub("", words)
+
+
 def _words(turn: Turn) -> str:
     """A turn's text without its pictures; boxes as they were written."""
     words = (part.written if isinstance(part, BoxRef) else part for part in turn.parts)

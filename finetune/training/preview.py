@@ -130,10 +130,7 @@ class Preview:
         """How many samples have pictures between words, where the model reads a turn's pictures before its words; "" if
         none."""
         dataset = self.dataset
-        try:
-            if not puts_pictures_first(dataset.family, dataset.processor):
-                return ""
-        except ValueError:  # a chat template that refuses the example
+        if not puts_pictures_first(dataset.family, dataset.processor):
             return ""
         lengths, looked, moved = dataset.lengths, 0, list[str]()
         has_media = True if lengths is None else lengths.images + lengths.videos > 0

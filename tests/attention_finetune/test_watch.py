@@ -13,6 +13,7 @@ from attention_finetune.watch import seen_pictures, what_is_missing
 from diagnostics.monitoring.training_data import LOOKED_THROUGH
 from diagnostics.records.probes import Probe
 from finetune.samples.conversation import Conversation, ImageRef, Turn
+from tests.finetune.families.test_contract import FAMILIES
 from tests.finetune.model.a_run import a_run
 from tests.finetune.training.test_run_folder import add_checkpoint
 
@@ -162,3 +163,12 @@ def test_the_monitor_of_a_run_is_told_that_its_data_was_looked_through(monkeypat
         args=args, processor=None, probes=Probes(), train_set=SimpleNamespace(conversations=[])
     )
     assert watch.monitor(ready, None).data is LOOKED_THROUGH
+
+
+@pytest.mark.parametrize(("name", "notes"), [("qwen2.5-vl", 1), ("llava-1.5", 0)])
+def test_prompts_with_and_without_labels_are_one_where_pictures_are_read_first(name, notes, tmp_path):
+    tiny = FAMILIES[name]
+    probe = Probe("a", "g", (tmp_path / "a.png",), "What?", "yes", None)
+    trained = Conversation((Turn("user", (ImageRef("b", tmp_path / "b.png"), "\nWhat?")),))
+    processor = tiny.processor(tmp_path)
+    assert len(watch.prompt_note(Probes((probe,)), [trained], tiny.family, processor)) == notes

@@ -268,7 +268,7 @@ def test_probes_that_ask_otherwise_than_the_training_data_are_noticed(
     data = ("--data_path", write(tmp_path / "own.json", [sample] * 4))
     assert program.main(flags(*data, "--use_lora", "True", "--dry_run", "True", *probes)) == 0
     shown = capsys.readouterr().out
-    assert note in shown if note else "before a picture, the training data" not in shown
+    assert note in shown if note else "before a picture, but the training data" not in shown
 
 
 def write(path: Path, content: object) -> str:

@@ -137,7 +137,7 @@ def encode_chat(
     write = functools.partial(_written, processor)
     if any(isinstance(piece, Picture) for _, content in turns for piece in content):
         breaks = picture_breaks.breaks_of(processor, write, image_token)
-        turns = turns if breaks is None else picture_breaks.without_second_breaks(turns, breaks)
+        turns = turns if breaks is None else picture_breaks.as_read(turns, breaks)
     if (found := trimming.trimming_of(processor, write)).roles:
         turns = trimming.trimmed(turns, found)
     habit = thoughts.habit_of(processor, write)

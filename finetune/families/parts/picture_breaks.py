@@ -1,8 +1,12 @@
-"""The line break that data write beside a picture, where the chat template writes one itself.
+"""What data write beside a picture and the model reads otherwise: the line break that its chat template writes itself,
+and the label of a picture that is read elsewhere than it stands.
 
     record      "<image>\\nWhat is this?"
     template    USER: <image>\\nWhat is this? ASSISTANT:      one line break, as the model was trained and is served
     Qwen        <|vision_start|>…<|vision_end|>\\nWhat is this?    the record's: this template writes none
+
+    record      "Picture 1: <image>\\nWhat is this?"
+    LLaVA       USER: <image>\\nWhat is this? ASSISTANT:      not "<image>\\nPicture 1: \\nWhat is this?"
 
 Not of answers, whose words are learned as they stand.
 """
@@ -15,7 +19,7 @@ from typing import Any, NamedTuple
 
 from finetune.families.parts.pieces import Picture, Piece, Turns, is_words
 from finetune.families.parts.templates import Write, template_of
-from finetune.samples.conversation import Role
+from finetune.samples.conversation import Role, without_label
 
 _BEFORE, _BEHIND = "\ufdd6", "\ufdd7"  # noncharacters of Unicode: no template writes them
 
@@ -61,18 +65,23 @@ def _found(write: Write, image_token: str) -> Breaks | None:
     return None
 
 
-def without_second_breaks(turns: Turns, breaks: Breaks) -> list[tuple[Role, Sequence[Piece]]]:
-    """Turns without the line breaks beside pictures that the template writes too, or that stood beside a picture which
-    is read elsewhere."""
+def as_read(turns: Turns, breaks: Breaks) -> list[tuple[Role, Sequence[Piece]]]:
+    """Turns without the line breaks beside pictures that the template writes too, and without breaks and labels that
+    stood beside a picture which is read elsewhere. Answers stay as they stand."""
     change = _of_moved if breaks.moved else _of_placed
     return [(role, content if role == "assistant" else change(content, breaks)) for role, content in turns]
 
 
 def _of_moved(content: Sequence[Piece], breaks: Breaks) -> Sequence[Piece]:
-    """Pictures at an end of the turn, each with a break to its words: between words the break parts these."""
-    if not breaks.behind:
-        return content
+    """Pictures without their labels; at an end of the turn, without a break to their words: between words the break
+    parts these."""
     pieces = list(content)
+    for at, piece in enumerate(content[1:]):
+        if isinstance(piece, Picture) and piece.kind == "image" and is_words(pieces[at]):
+            pieces[at] = without_label(str(pieces[at]))
+    pieces = _filled(pieces)
+    if not breaks.behind:
+        return pieces
     for places, cut in (
         (range(len(pieces)), without_first_break),
         (range(len(pieces) - 1, -1, -1), without_last_break),

@@ -13,34 +13,43 @@ from typing import Any
 import numpy as np
 
 from finetune.families.base import Family
-from finetune.samples.conversation import Conversation, ImageRef, Part, Turn, VideoRef
+from finetune.samples.conversation import Conversation, ImageRef, Part, Turn, VideoRef, without_label
 
 _PICTURE, _VIDEO, _WORDS = range(3)  # in the order in which such templates put them
 
 
 def puts_pictures_first(family: Family, processor: Any) -> bool:
     """Are a turn's pictures read before its words, wherever in it they are? Told from the ids of an example, for a
-    checkpoint's own chat template may do it too. No picture is opened.
-
-    Raises ValueError if the family refuses the example.
-    """
+    checkpoint's own chat template may do it too; no if it refuses that. No picture is opened."""
     picture = ImageRef("", Path(), size_pixels=(640, 480))
 
     def ids(*parts: Part) -> np.ndarray:
         asked = Conversation((Turn("user", parts),))
         return family.encode(processor, asked, add_generation_prompt=True, media=False).input_ids
 
-    return np.array_equal(ids("one", picture, "two"), ids(picture, "one", "two"))
+    try:
+        return np.array_equal(ids("one", picture, "two"), ids(picture, "one", "two"))
+    except ValueError:
+        return False
 
 
 def moves_pictures(conversation: Conversation) -> bool:
-    """Would reading pictures, then videos, then words move a picture or a video of any turn? Spaces and line breaks
-    alone are no words."""
+    """Would reading pictures, then videos, then words move a picture or a video of any turn? Spaces, line breaks and
+    the labels of pictures alone are no words."""
     return any(places != sorted(places) for places in map(_places, conversation.turns))
 
 
 def _places(turn: Turn) -> list[int]:
-    return [_place(part) for part in turn.parts if not isinstance(part, str) or part.strip()]
+    behind: Part = ""  # the part behind this one
+    places = list[int]()
+    for part in reversed(turn.parts):
+        words = part if isinstance(part, str) else ""
+        if isinstance(behind, ImageRef):
+            words = without_label(words)
+        if not isinstance(part, str) or words.strip():
+            places.append(_place(part))
+        behind = part
+    return places[::-1]
 
 
 def _place(part: Part) -> int:

@@ -19,6 +19,7 @@ from finetune.families import family_of
 from finetune.samples.conversation import Conversation, Turn
 from tests.diagnostics.fusion.test_program import some_probes
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
+from tests.finetune.families.parts.test_picture_order import FIRST
 from tests.finetune.families.test_contract import FAMILIES
 from tests.finetune.families.tiny_families import ALL
 
@@ -238,3 +239,20 @@ def test_a_server_is_sent_no_line_break_that_its_template_writes_itself(name: st
         name
         in {"llava-1.5", "llava-next", "llava-onevision", "internvl", "gemma3", "paligemma", "paligemma2"}
     )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_has_a_label_where_it_stands_behind_one(name: str, count: int, tmp_path: Path):
+    """Where pictures are read first it would stand alone, in front of the question, in what a server is sent too."""
+    tiny = FAMILIES[name]
+    files = [tmp_path / f"{at}.png" for at in range(count)]
+    for file in files:
+        Image.new("RGB", (60, 33), "teal").save(file)
+    reader = ProbeEncoder(tiny.family, tiny.processor(tmp_path))
+    probe = Probe("a", "g", tuple(files), "What?", "pearl", "canton")
+    text = "".join(reader.texts(reader.encode(probe, "pearl")))
+    sent = [part for part in reader.parts_for_a_server(probe) if isinstance(part, str)]
+    for words in (text, "".join(sent)):
+        assert words.count("Picture") == (0 if name in FIRST else count)
+        assert "What?" in words

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from finetune.families.parts.chat import Control, Picture
-from finetune.families.parts.picture_breaks import Breaks, breaks_of, without_second_breaks
+from finetune.families.parts.picture_breaks import Breaks, as_read, breaks_of
 from finetune.samples.conversation import Conversation, ImageRef, Turn, VideoRef
 from tests.finetune.families.pictures import picture
 from tests.finetune.families.tiny_families import ALL
@@ -50,6 +50,19 @@ def ids(family: Any, processor: Any, *turns: Sequence[Any], answer: str = "a dog
 def test_the_break_behind_a_picture_is_the_templates_or_the_records(case, written, served):
     name, family, processor = case
     assert (ids(family, processor, *written) == ids(family, processor, *served)) == (name in WRITTEN)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "bare"),
+    [
+        (["Picture 1: ", "i", "\nWhat is this?"], ["i", "\nWhat is this?"]),
+        (["Picture 1: ", "i", "\nPicture 2: ", "i", "\nWhich?"], ["i", "\n", "i", "\nWhich?"]),
+        (["Look.\nPicture 1: ", "i", "Well?"], ["Look.", "i", "Well?"]),
+    ],
+)
+def test_a_picture_that_is_moved_leaves_no_label_behind(case, labelled, bare):
+    name, family, processor = case
+    assert (ids(family, processor, labelled) == ids(family, processor, bare)) == (name in MOVED)
 
 
 def test_a_break_before_a_picture_that_is_moved_or_parted_is_none_of_the_words(case):
@@ -102,12 +115,19 @@ IMAGE = Picture(3)
         (Breaks(True, "", "\n"), [IMAGE, "\n", IMAGE, "\n", "b"], [IMAGE, IMAGE, "b"]),
         (Breaks(True, "", "\n"), ["\nb\n", IMAGE], ["\nb", IMAGE]),
         (Breaks(True, "", "\n"), ["\nb\n"], ["\nb\n"]),
+        (Breaks(True, "", "\n"), ["Picture 1: ", IMAGE, "\nPicture 2: ", IMAGE, "\nb"], [IMAGE, IMAGE, "b"]),
+        (Breaks(True, "", ""), ["Picture 1: ", IMAGE, "\nb"], [IMAGE, "\nb"]),
+        (Breaks(True, "", "\n"), ["a\r\nPicture 1: ", IMAGE, "\nb"], ["a", IMAGE, "\nb"]),
+        (Breaks(True, "", "\n"), ["as in Picture 1: ", IMAGE, "b"], ["as in Picture 1: ", IMAGE, "b"]),
+        (Breaks(True, "", "\n"), [Control("Picture 1: "), IMAGE, "b"], [Control("Picture 1: "), IMAGE, "b"]),
+        (Breaks(True, "", "\n"), ["Picture 1: ", "b", IMAGE], ["Picture 1: ", "b", IMAGE]),
+        (Breaks(False, "", "\n"), ["Picture 1: ", IMAGE, "\nb"], ["Picture 1: ", IMAGE, "b"]),
     ],
 )
 def test_what_is_left_of_a_turn(breaks: Breaks, content: list[Any], kept: list[Any]):
-    [(_, found)] = without_second_breaks([("user", content)], breaks)
+    [(_, found)] = as_read([("user", content)], breaks)
     assert list(found) == kept
-    [(_, answer)] = without_second_breaks([("assistant", content)], breaks)
+    [(_, answer)] = as_read([("assistant", content)], breaks)
     assert answer == content
 
 
