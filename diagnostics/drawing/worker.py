@@ -23,6 +23,7 @@ from diagnostics.drawing.archive_pictures import (
 )
 from diagnostics.drawing.board import SHOWN_PER_GROUP
 from diagnostics.drawing.worker_client import STRIPS, Message
+from finetune.samples.workers import end_without_threads
 
 WORKERS_MAX = 4
 
@@ -32,7 +33,8 @@ NICENESS = 15
 def drawing_pool() -> ProcessPoolExecutor:
     """Processes that draw side by side; forked, so that they start at once and share what is loaded."""
     workers = min(WORKERS_MAX, os.cpu_count() or 1)
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
+    fork = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(workers, mp_context=fork, initializer=end_without_threads)
 
 
 def serve(attention_dir: Path, per_group: int, requests: Iterable[str], answers: TextIO) -> None:
@@ -42,6 +44,7 @@ def serve(attention_dir: Path, per_group: int, requests: Iterable[str], answers:
     run draws what is missing.
     """
     archive = None
+    end_without_threads()
 
     def say(message: Message) -> None:
         print(json.dumps(message), file=answers, flush=True)

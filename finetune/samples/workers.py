@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -36,16 +37,38 @@ def end_without_threads() -> None:
     """In a worker process, once: end it where a thread cannot begin for lack of memory.
 
     Trap: Python's ``Thread.start`` waits for the first words of its thread, and one that runs out of memory before them
-    leaves it waiting for ever, and with it whoever waits for the worker. Python only prints that it ignores the error.
+    leaves it waiting for ever, and with it whoever waits for the worker. Nor can a hook of Python's tell: calling it
+    takes memory too. So the one who waits looks after it, where the system lists threads (Linux).
     """
-    told = sys.unraisablehook
+    if not _TASKS.is_dir():
+        return
+    start = threading.Thread.start
 
-    def ended(found: sys.UnraisableHookArgs) -> None:
-        if issubclass(found.exc_type, MemoryError) and "thread" in (found.err_msg or ""):
-            os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
-        told(found)
+    def watched(self: threading.Thread) -> None:
+        self._started = _Begun()  # type: ignore[attr-defined]
+        start(self)
 
-    sys.unraisablehook = ended
+    threading.Thread.start = watched  # type: ignore[method-assign]
+
+
+_TASKS = Path("/proc/self/task")
+LOOK_SECONDS = 1.0
+
+
+class _Begun(threading.Event):
+    """Set by a thread when it begins. ``wait`` ends the process where the thread is gone before that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._others = set(os.listdir(_TASKS))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is not None:
+            return super().wait(timeout)
+        while not super().wait(LOOK_SECONDS):
+            if not set(os.listdir(_TASKS)) - self._others and not self.is_set():
+                os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
+        return True
 
 
 def default_workers() -> int:
