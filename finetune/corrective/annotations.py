@@ -18,7 +18,7 @@ from finetune.corrective.scenes import AnnotatedBox, Box, Scene, absent_in, dige
 from finetune.fields import NULL, Kind, whole
 from finetune.samples import source
 from finetune.samples.box_numbers import BoxUnits, looks_like_fractions
-from finetune.samples.conversation import BoxRef, ImageRef
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import open_image
 from finetune.samples.workers import in_chunks
 
@@ -251,8 +251,12 @@ def _markup(
 ) -> Iterator[_Annotated]:
     """``<ref>the cat</ref><box>(10,20),(500,900)</box>`` in any turn: one entry for each mark, labelled "the cat".
 
-    Not of answers that are not trained on, which may be wrong.
+    Not of answers that are not trained on, which may be wrong: what they name beside other boxes may be there or not.
     """
+
+    def where_of(one: Conversation) -> str:
+        return one.source.removeprefix(f"{path}: ")
+
     conversations = source.read(
         path,
         image_folder=images,
@@ -260,22 +264,32 @@ def _markup(
         on_bad_sample="drop" if on_bad_picture == "drop" else "error",
         say=say,
     )
-    nothing, untrained = True, 0
+    annotated, untrained = set[Path](), list[_Annotated]()
     for one in conversations:
         refs = one.images
         for turn in one.turns:
             boxes = [part for part in turn.parts if isinstance(part, BoxRef) and part.boxes]
             boxes = [part for part in boxes if part.key != "point_2d"]
             if turn.role == "assistant" and not turn.trained:
-                untrained += len(boxes)
+                untrained += [_unsure(refs[box.image], box, where_of(one)) for box in boxes]
                 continue
             for box in boxes:
-                nothing = False
-                yield _marked(refs[box.image], box, one.source.removeprefix(f"{path}: "))
+                annotated.add(refs[box.image].path)
+                yield _marked(refs[box.image], box, where_of(one))
+    yield from (one for one in untrained if one.image in annotated)
     if untrained:
-        say(f"{path}: {untrained} box(es) in answers that are not trained on (weight 0) are not read")
-    if nothing:
+        say(
+            f"{path}: {len(untrained)} box(es) in answers that are not trained on (weight 0) are not read; whether "
+            "what they name is there is not asked"
+        )
+    if not annotated:
         raise ValueError(f"{path}: found no <ref>...</ref><box>...</box> in any conversation, expected boxes")
+
+
+def _unsure(ref: ImageRef, box: BoxRef, where: str) -> _Annotated:
+    """What a box names as a category of which more may be there than has boxes."""
+    named = frozenset({box.label}) if box.label is not None and box.label.strip() else frozenset[str]()
+    return _Annotated(ref.path, where, None, (), named, ())
 
 
 def _marked(ref: ImageRef, box: BoxRef, where: str) -> _Annotated:

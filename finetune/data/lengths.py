@@ -20,7 +20,7 @@ from finetune.samples.videos import frame_size
 from finetune.samples.workers import in_chunks
 from finetune.scratch import scratch_folder
 
-COUNTING = 10
+COUNTING = 11
 """Version of the counting; raise it whenever counting changes, so that older cached counts are discarded."""
 IGNORED = -100
 NOTHING_TO_LEARN = "no token to learn"

@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.families.base import Encoded, ImageTokens
 from finetune.families.parts.coverage import region_coverage, token_weights
 from finetune.families.parts.phrases import token_texts, tokens_of, written_words
-from finetune.samples.conversation import BoxRef, Conversation, LookAt
+from finetune.samples.conversation import BoxRef, Conversation, LookAt, Part
 from finetune.samples.formats.look_at import of_turn, places
 
 Rows = Literal["first", "phrase"]
@@ -93,6 +93,8 @@ def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: R
         texts = token_texts(processor.tokenizer, encoded.input_ids[start:end].tolist())
         if not any(isinstance(part, BoxRef) for part in turn.parts):
             turn = replace(turn, parts=("".join(texts),))  # as the tokenizer reads it, which may change it
+        else:
+            turn = replace(turn, parts=_as_trimmed(turn.parts, "".join(texts)))
         written = written_words(turn.parts, texts)
         begun: dict[int, str] = {}
         for look, begin, stop in places(turn):
@@ -103,6 +105,17 @@ def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: R
                 begun[token] = look.phrase
             for token in tokens[:1] if rows == "first" else tokens:
                 yield Placed(start + token - 1, look)
+
+
+def _as_trimmed(parts: Sequence[Part], read: str) -> tuple[Part, ...]:
+    """The parts without the white space at the ends of the answer that the chat template trims (Gemma 3's does)."""
+    found = list(parts)
+    first, last = found[0], found[-1]
+    if isinstance(first, str) and read[:1] != first[:1]:
+        found[0] = first.lstrip()
+    if isinstance(last, str) and read[-1:] != last[-1:]:
+        found[-1] = found[-1].rstrip() if isinstance(found[-1], str) else found[-1]
+    return tuple(part for part in found if part != "")
 
 
 def _of_one_token(first: str, second: str, token: str) -> str:

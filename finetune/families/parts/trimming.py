@@ -35,16 +35,18 @@ def trimming_of(processor: Any, write: Write) -> Trimming:
     """Found by letting the template write words with and without white space around them."""
     key = template_of(processor)
     if key not in _FOUND:
-        roles = [role for role in ("user", "assistant") if _trims(write, role)]
+        roles = [role for role in ("system", "user", "assistant") if _trims(write, role)]
         _FOUND[key] = Trimming(frozenset(roles), "user" in roles and _trims(write, "user", {"type": "image"}))
     return _FOUND[key]
 
 
 def _trims(write: Write, role: str, *before: Mapping[str, Any]) -> bool:
     def written(words: str) -> str:
-        asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}] if role == "assistant" else []
         said = {"role": role, "content": [*before, {"type": "text", "text": words}]}
-        return write([*asked, said], False)
+        asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        return write(
+            [said] if role == "user" else [said, asked] if role == "system" else [asked, said], False
+        )
 
     try:
         return written(f" {_WORD}\n") == written(_WORD)

@@ -342,8 +342,15 @@ def test_boxes_of_answers_that_are_not_trained_on_are_no_annotations(folder: Pat
         right,
     ]
     said: list[str] = []
-    [scene] = scenes(folder, [{"images": ["a.png"], "messages": messages}], say=said.append)
-    assert [thing.category for thing in scene.things] == ["dog"]
+    alone = {
+        "images": ["b.png"],
+        "messages": [*messages[:3], {"role": "assistant", "content": "?"}],
+    }
+    [scene] = scenes(folder, [{"images": ["a.png"], "messages": messages}, alone], say=said.append)
+    assert [thing.category for thing in scene.things] == ["dog"] and scene.image.name == "a.png"
     assert any(
-        one.endswith("1 box(es) in answers that are not trained on (weight 0) are not read") for one in said
+        "2 box(es) in answers that are not trained on (weight 0) are not read; whether" in one for one in said
     )
+    # The cat may be there or not.
+    asked = general_questions.ask(scene, Names(), ["cat", "dog", "cup"], "en", Random(0))
+    assert [(q.about[0], q.answer) for q in asked] == [("dog", "yes"), ("cup", "no")]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -434,6 +435,15 @@ def test_parts_whose_names_are_alike_are_neither_denied_nor_counted(beside: str,
     mixed = scene(*PEARL.things, (beside, (130, 220, 170, 260)))
     asked_of = list(building_questions.ask(mixed, names, "en", Random(0)))
     assert {(q.form, q.answer) for q in asked_of if q.form != "name"} == {("has", "yes")}
+
+
+@pytest.mark.parametrize(("absent", "denied"), [(None, True), (frozenset(), False), ({"sphere"}, True)])
+def test_a_part_is_denied_where_it_is_known_not_to_be_there(absent, denied: bool, tmp_path: Path):
+    """A federated file says of few categories that they are not there."""
+    names = read_names(names_file(tmp_path, TOWERS), TOWERS)
+    tower = replace(scene(("canton tower", (100, 100, 200, 400))), absent=absent)
+    asked = building_questions.ask(tower, names, "en", Random(0))
+    assert [q.answer for q in asked if q.form == "has"] == ["no"] * denied
 
 
 # --- a user's own templates ------------------------------------------------------------------------------------------

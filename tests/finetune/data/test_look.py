@@ -63,6 +63,16 @@ def test_each_phrase_of_markup_is_its_own(rows):
     assert first in found[0][1] and second in found[1][1]
 
 
+def test_white_space_at_the_ends_that_a_template_trims_is_no_fault(rows):
+    """Gemma 3's does, so its tokens lack it."""
+    text, found = rows(f"\nThe {CAT}{FIRST} is here. \n")
+    bare, same = rows(f"The {CAT}{FIRST} is here.")
+    [(left, at)] = found
+    [(_, at_bare)] = same
+    assert left == 0.122 and text[at.start : at.stop].strip() == bare[at_bare.start : at_bare.stop].strip()
+    assert rows(f"{CAT}{FIRST}\n")[1]
+
+
 def test_a_phrase_of_several_boxes_does_not_take_the_next_ones_place(rows):
     text, found = rows(f"{CAT}{FIRST}{SECOND}, {CAT}{SECOND}")
     places = all_of("cat", text)

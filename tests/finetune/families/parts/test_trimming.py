@@ -51,6 +51,25 @@ def test_what_is_learned_is_what_transformers_writes(case):
     assert learned in processor.apply_chat_template(messages, tokenize=False) and learned.startswith("a dog")
 
 
+def test_a_systems_words_are_trimmed_where_the_template_trims_them(tmp_path):
+    """As Qwen3.5's published template does."""
+    tiny = FAMILIES["qwen2-vl"]
+    processor = tiny.processor(tmp_path)
+
+    def ids(system: str) -> list[int]:
+        turns = Turn("system", (system,)), Turn("user", ("hi",)), Turn("assistant", ("a",))
+        return tiny.family.encode(processor, Conversation(turns)).input_ids.tolist()
+
+    assert ids("Be brief.\n") != ids("Be brief.")
+    processor.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% for part in message.content %}"
+        "{{ part.text | trim if message.role == 'system' else part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert ids(" Be brief.\n") == ids("Be brief.")
+
+
 IMAGE = Picture(3)
 
 
