@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -164,7 +164,7 @@ class Prober:
         )
         size = max(self.batch_size // 2, 1)
         processes = worthwhile(self.model, len(chosen))
-        with bar, self._inference():
+        with bar, self._inference(), closing(self.reader.pictures):
             if processes == 1:
                 return self._run(chosen, step, model_name, told=bar.update)
             self._find_sink_dimensions(chosen[: WINDOW * size])
@@ -197,7 +197,6 @@ class Prober:
                     if told is not None:
                         told()
             records += [found[at] for at in range(len(asked))]
-        self.reader.pictures.close()
         return records
 
     def self_check(self) -> None:
