@@ -100,7 +100,7 @@ def test_spans_are_of_what_is_written(case):
     assert np.array_equal(learned, found.input_ids[start:end])
 
 
-IMAGE = Picture(3)
+IMAGE, VIDEO = Picture(3), Picture(3, "video")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,7 @@ IMAGE = Picture(3)
         (Breaks(True, "", "\n"), ["as in Picture 1: ", IMAGE, "b"], ["as in Picture 1: ", IMAGE, "b"]),
         (Breaks(True, "", "\n"), [Control("Picture 1: "), IMAGE, "b"], [Control("Picture 1: "), IMAGE, "b"]),
         (Breaks(True, "", "\n"), ["Picture 1: ", "b", IMAGE], ["Picture 1: ", "b", IMAGE]),
+        (Breaks(True, "", "\n"), ["Picture 1: ", VIDEO, "b"], ["Picture 1: ", VIDEO, "b"]),
         (Breaks(False, "", "\n"), ["Picture 1: ", IMAGE, "\nb"], ["Picture 1: ", IMAGE, "b"]),
     ],
 )
