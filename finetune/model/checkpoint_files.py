@@ -90,11 +90,18 @@ def check_config(name_or_path: str | Path) -> None:
 
 DEEPEST_PART = 8
 """Configurations have parts (text, vision), which may have parts; deeper levels are not checked."""
+LONGEST_TEXT = 2**12
+"""Characters of a name or word in a configuration; libraries repeat the whole of one that they do not know."""
 
 
 def _config_faults(part: dict[str, Any], at: str, depth: int) -> Iterator[str]:
     yield from fields.faults(part, LIMITS, at=at)
     for name, value in part.items():
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            yield (
+                f"{at}{name}: found text of {len(value):,} characters, {fields.shown(value)}; expected at most "
+                f"{LONGEST_TEXT:,}"
+            )
         if isinstance(value, dict) and depth < DEEPEST_PART:
             yield from _config_faults(value, f"{at}{name}.", depth + 1)
 

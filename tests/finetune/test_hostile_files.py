@@ -162,6 +162,17 @@ def test_what_no_model_can_be_built_from_is_one_message_too(tmp_path: Path):
     refused(lambda: checkpoint.load(folder), str(folder / "config.json"), "ZeroDivisionError")
 
 
+def test_a_word_without_end_is_refused_and_not_repeated(tmp_path: Path):
+    """transformers prints an unknown kind of position whole, several times."""
+    config = {"text_config": {"rope_parameters": {"rope_type": "x" * 70_000}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(
+        lambda: checkpoint_files.check_config(tmp_path),
+        str(tmp_path / "config.json"),
+        "text_config.rope_parameters.rope_type: found text of 70,000 characters",
+    )
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_published_configurations_pass(tmp_path: Path, name: str):
     from finetune.model.checkpoint_files import check_config
