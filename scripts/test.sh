@@ -6,6 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up dev
 cd "$ROOT"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONDONTWRITEBYTECODE=  # or every run compiles the tests anew, which is half of finding them
 if ! has_gpu; then export DS_ACCELERATOR=cpu; fi
 
 step() {
