@@ -76,9 +76,8 @@ def linear_probe(
     picture = _numbered(pictures)
     rng = np.random.default_rng(seed)
     fold = _folds(labels, task, picture, folds, rng)
-    targets = np.stack(
-        [labels, *(_shuffled(labels, task, picture, fold, rng) for _ in range(shuffles))], axis=1
-    )
+    strata = _strata(labels, task, picture, fold)
+    targets = np.stack([labels, *(_shuffled(labels, strata, rng) for _ in range(shuffles))], axis=1)
     signs = 2.0 * targets - 1
     right = np.zeros(targets.shape, bool)
     for at in range(fold.max() + 1):
@@ -133,19 +132,35 @@ def _folds(
     return np.array([of_picture[one] for one in picture])
 
 
+class _Stratum(NamedTuple):
+    """The samples of one task and fold: their places, the labels of its pictures, and which of these each sample has;
+    samples of one picture and label have one."""
+
+    samples: Int[np.ndarray, " samples"]
+    labels: Int[np.ndarray, " units"]
+    unit: Int[np.ndarray, " samples"]
+
+
+def _strata(labels: np.ndarray, task: np.ndarray, picture: np.ndarray, fold: np.ndarray) -> list[_Stratum]:
+    found = []
+    for stratum in np.unique(np.stack([task, fold]), axis=1).T:
+        own = np.flatnonzero((task == stratum[0]) & (fold == stratum[1]))
+        units, unit = np.unique(np.stack([picture[own], labels[own]]), axis=1, return_inverse=True)
+        found.append(_Stratum(own, units[1], unit.reshape(-1)))
+    return found
+
+
 def _shuffled(
-    labels: np.ndarray, task: np.ndarray, picture: np.ndarray, fold: np.ndarray, rng: np.random.Generator
+    labels: np.ndarray, strata: Sequence[_Stratum], rng: np.random.Generator
 ) -> Int[np.ndarray, " samples"]:
-    """Labels handed out anew among the pictures of each task and fold; samples of one picture and label stay together.
+    """Labels handed out anew among the pictures of each task and fold.
 
     Within folds, since these hold as many of each class: labels shuffled across them would leave a class rarer where it
     is asked for than where it was learned, which pushes guesses below chance and makes the true labels look good.
     """
     found = labels.copy()
-    for stratum in np.unique(np.stack([task, fold]), axis=1).T:
-        own = np.flatnonzero((task == stratum[0]) & (fold == stratum[1]))
-        units, member = np.unique(np.stack([picture[own], labels[own]]), axis=1, return_inverse=True)
-        found[own] = rng.permutation(units[1])[member.reshape(-1)]
+    for one in strata:
+        found[one.samples] = rng.permutation(one.labels)[one.unit]
     return found
 
 
