@@ -180,6 +180,7 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
         "said_the_answer": None
         if answers is None or answers.said is None
         else dict(zip(SIDES, answers.said, strict=True)),
+        "speech_lost": None if answers is None else answers.speech_json(),
         "boxes": box_answers(pairs),
         "enrichment": None
         if reading is None or looking.chance is None

@@ -113,6 +113,8 @@ _HEADLINE = {
     "({a:n} → {b:n} of {c:n})": "（{a} → {b}，共 {c} 题）",
     "({a:n} → {b:n})": "（{a} → {b}）",
     "({a:n} → {b:n}, by picture {c:n} → {d:n})": "（{a} → {b}；按图片计 {c} → {d}）",
+    "({a:n} → {b:n} of what it says)": "（所说回答 {a} → {b}）",
+    "({a:n} → {b:n} of what it says, by picture)": "（所说回答 {a} → {b}，按图片计）",
     "questions like {q}": "{q}这类问题",
     "the right place": "正确的位置",
     'the <b translate="no">{x}</b>': ' <b translate="no">{x}</b> ',

@@ -144,8 +144,11 @@ def kind_of(verdict: str) -> str:
 def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
     """Right answers before and after of these groups together: "(0 → 40 of 40)"; "" where none has a foil.
 
-    In per cent where probes share pictures, "(0 % → 92.7 %, by picture 0 % → 64 %)": both are judged.
+    In per cent where probes share pictures, "(0 % → 92.7 %, by picture 0 % → 64 %)": both are judged. Of a group that
+    was lost by what it says, "(98 % → 60 % of what it says, by picture)".
     """
+    if len(groups) == 1 and (spoken := _speech_words(groups[0])):
+        return spoken
     scored = [group for group in groups if group["accuracy"] is not None]
     if not scored:
         return ""
@@ -156,6 +159,15 @@ def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
         return f"({round(sums[0])} → {round(sums[1])} of {total})"
     words, of_pictures = _change_words(sums, total), _by_picture_words(scored)
     return f"({words}, by picture {of_pictures})" if of_pictures not in ("", words) else f"({words})"
+
+
+def _speech_words(group: Mapping[str, Any]) -> str:
+    """Of a group that was lost by its generated answers more than by margin, how far these fell; else ""."""
+    lost = group.get("speech_lost")
+    if group["verdict"] not in LOST.values() or lost is None or _change(lost) >= _change_by_margin(group):
+        return ""
+    which = ", by picture" if lost["by_picture"] else ""
+    return f"({percent_words(lost['before'])} → {percent_words(lost['after'])} of what it says{which})"
 
 
 def _by_picture_words(scored: Sequence[Mapping[str, Any]]) -> str:
@@ -200,16 +212,22 @@ def _pictures_right_before(group: Mapping[str, Any]) -> float:
 
 
 def _right(group: Mapping[str, Any]) -> Mapping[str, float]:
-    """Shares of right answers, by margin; by what was generated where a group was lost by that alone."""
+    """Shares of right answers, by margin; by what was generated where a group was lost by that alone, in files that do
+    not say more of it."""
     accuracy, said = group["accuracy"], group.get("said_the_answer")
-    if group["verdict"] not in LOST.values() or said is None:
+    if group["verdict"] not in LOST.values() or said is None or "speech_lost" in group:
         return accuracy
-    by_margin = (accuracy, accuracy.get("pictures_right", accuracy))
-    return said if _change(said) < min(map(_change, by_margin)) else accuracy
+    return said if _change(said) < _change_by_margin(group) else accuracy
 
 
-def _change(right: Mapping[str, float]) -> float:
-    return right["after"] - right["before"]
+def _change_by_margin(group: Mapping[str, Any]) -> float:
+    """The lower of that of probes and that of pictures."""
+    accuracy = group["accuracy"]
+    return min(map(_change, (accuracy, accuracy.get("pictures_right", accuracy))))
+
+
+def _change(right: Mapping[str, Any]) -> float:
+    return float(right["after"]) - float(right["before"])
 
 
 def _claim(name: str, comparison: Mapping[str, Any]) -> Claim:

@@ -25,6 +25,8 @@ _COUNTED_WORD = (
 _COUNTED = "个個只隻人条條张張名位匹头頭辆輛座棵朵本件双雙把根块塊群种種"
 _PHRASE_ENDS = r"(?=\s*(?:$|[^\w\s]|(?:and|or|with|in|is|to|from)\b))"
 _PHRASE_ENDS_ZH = r"(?=\s*(?:$|[^\w\s]|[中里裡内內上的和与與跟及或是有显顯呢吗嗎]))"
+_ALONE = r"(?![A-Za-z\d])(?!\s*(?:[-–—/:.~到至]|to\b)\s*\d)"
+"""Behind a number: it is no part of "3D", "2.5" or "1-5"."""
 _OTHER_SHEETS = (
     r"(?!\s*(?:[桌椅床嘴脸臉纸紙票卡牌网網弓毯饼钞鈔画畫]|沙发|沙發|名片|唱片|海报|海報|报纸|證件|证件|邮|郵|挂|掛"
     r"|[地油国國壁漫版][图圖画畫]|水彩))"
@@ -33,20 +35,22 @@ _NAMED = re.compile(
     "|".join(
         (
             # Not of "in the last image 2 men": behind an article and its kind, a number may count what follows.
-            rf"{_UNPOINTED}\b{_PICTURE}{_MARK}(\d)(?!\d)",
-            rf"\b{_PICTURE}{_MARK}(\d)(?!\d)(?!\s+{_COUNTED_WORD})",
+            rf"{_UNPOINTED}\b{_PICTURE}{_MARK}(\d){_ALONE}",
+            rf"\b{_PICTURE}{_MARK}(\d){_ALONE}(?!\s+{_COUNTED_WORD})",
             rf"{_PICTURE}s\s*(\d(?!\d)(?:\s*(?:,|&|and|or)\s*\d(?!\d))*)",
             # Not of "in this picture two people": words need a picture without an article, and an end.
             rf"{_UNPOINTED}\b{_PICTURE}{_MARK}"
             rf"({'|'.join(_CARDINALS)})\b(?!\s+of\b){_PHRASE_ENDS}",
             rf"\b{_ORDINAL}(?:\s+(?:and|or)\s+(?:the\s+)?{_ORDINAL})?\s+{_PICTURE}s?\b",
             # Not of 这张图片2个人.
-            r"(?<![张張幅这這那此每该該])(?:[图圖]片?|照片)\s*(\d)(?!\d)",
-            rf"(?:[图圖]片?|照片)\s*(\d)(?!\d)(?!\s*[{_COUNTED}])",
+            rf"(?<![张張幅这這那此每该該])(?:[图圖]片?|照片)\s*(\d){_ALONE}",
+            rf"(?:[图圖]片?|照片)\s*(\d){_ALONE}(?!\s*[{_COUNTED}])",
             # Not of 图一共, 图一样, 图三个人.
             rf"(?:[图圖]片?|照片)\s*([{_CHINESE}]){_PHRASE_ENDS_ZH}",
             # 张 counts tables too, and 幅 paintings, which may hang in the picture.
-            rf"第\s*([\d{_CHINESE}])\s*(?:[张張幅]{_OTHER_SHEETS}|个\s*(?:[图圖]|[照相]片))",
+            # 个 counts icons (图标) and patterns (图案) too.
+            rf"第\s*([\d{_CHINESE}])\s*(?:[张張幅]{_OTHER_SHEETS}"
+            rf"|个\s*(?:[图圖](?:[片像]|{_PHRASE_ENDS_ZH})|[照相]片))",
         )
     ),
     re.IGNORECASE,

@@ -83,6 +83,10 @@ class Answers(NamedTuple):
             return False
         return keeps(group, self.before, self.after) and not self.speech_lost
 
+    def speech_json(self) -> Json | None:
+        """ "speech_lost" in comparison.json."""
+        return None if self.speech_lost is None else self.speech_lost._asdict()
+
     def json(self) -> Json:
         """ "accuracy" in comparison.json."""
         return {

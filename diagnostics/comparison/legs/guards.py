@@ -33,7 +33,8 @@ those of this share of the probes."""
 def guards_leg(
     name: str, groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float
 ) -> Leg:
-    """The share of guards that are right after, of guards or of pictures, for the right answer with the lowest share.
+    """The share of guards that are right after, of guards or of pictures, for the right answer with the lowest share
+    of those that fell, or of all where none did.
 
     A group's guards are the probes, of any group, whose right answer is the foil of one of its probes; its own probes
     count if both answers occur as right ones ("on" and "under"). A guard is right if its margin is above 0 and what it
@@ -59,12 +60,16 @@ def guards_leg(
         )
     if unguarded := _unguarded(members, guards):
         return not_measured(thresholds.right, unguarded, len(guards))
-    worst, together = _worst(guards), _right_of(guards)
-    before, value = worst.judged
+    together, *by_answer = _rights(guards)
+    worst = _lowest([together, *by_answer])
+    right = worst.judged[1] >= thresholds.right - 1e-9
+    # Each answer for itself: one that was wrong before and rose does not outweigh one that broke.
+    fallen = [one for one in (together, *by_answer) if one.fell_below(thresholds.right)]
+    fell = bool(fallen) or not together.is_kept
+    cited = _lowest(fallen) if fallen else worst if together.is_kept else together
+    value = cited.judged[1]
     broken = [one for one in _broken(groups, thresholds, level) if one != name]
-    right = value >= thresholds.right - 1e-9
-    fell = not together.is_kept or (not right and value < before)
-    words = _reason(len(guards), worst, thresholds, level)
+    words = _reason(len(guards), cited, thresholds, level)
     if broken:
         words += f"; {broken[0]} is broken"
     elif not (right or fell):
@@ -72,23 +77,23 @@ def guards_leg(
     holds = False if broken or fell else True if right else None
     if holds is not False and (trained := _not_held_out(groups, guards)):
         return not_measured(thresholds.right, trained, len(guards))
-    low, high = interval_over_pictures(worst.by_picture, level)
+    low, high = interval_over_pictures(cited.by_picture, level)
     return Leg(holds, len(guards), value, (min(low, value), max(high, value)), thresholds.right, f"{words}.")
 
 
-def _reason(guards: int, worst: _Right, thresholds: Thresholds, level: float) -> str:
+def _reason(guards: int, cited: _Right, thresholds: Thresholds, level: float) -> str:
     """The sentence of the leg, without what is to be said of a broken neighbour or of guards that were wrong before."""
-    before, after = map(percent, worst.guards)
+    before, after = map(percent, cited.guards)
     words = f"Of the {guards} guards, whose right answer is the wrong one here, {after} are right after"
-    words += f" where the answer is {worst.answer!r}" if worst.answer else ""
+    words += f" where the answer is {cited.answer!r}" if cited.answer else ""
     words += f" and {before} before"
-    low, high = interval_over_pictures(worst.by_picture, level)
+    low, high = interval_over_pictures(cited.by_picture, level)
     of_which, of_both = "", ""
-    if worst.shares_pictures:
-        before, after = map(percent, worst.pictures)
+    if cited.shares_pictures:
+        before, after = map(percent, cited.pictures)
         words += f", {after} and {before} with each picture counted once"
         of_which, of_both = " of these", " of both"
-    interval = percent_interval((low, max(high, worst.pictures[1])), level).replace("+", "")
+    interval = percent_interval((low, max(high, cited.pictures[1])), level).replace("+", "")
     return (
         f"{words} ({interval}{of_which} after; at least {percent(thresholds.right)}{of_both} must be, and "
         f"{percent(KEPT_SHARE[NEIGHBOUR])} of those before)"
@@ -180,6 +185,10 @@ class _Right(NamedTuple):
         """That of the two which is smaller after."""
         return min(self.guards, self.pictures, key=lambda one: (one[1], -one[0]))
 
+    def fell_below(self, least: float) -> bool:
+        """Is one of the two below this after, and lower than before?"""
+        return any(after < least - 1e-9 and after < before for before, after in (self.guards, self.pictures))
+
     @property
     def is_kept(self) -> bool:
         """Is of both what must be kept of the share before still right?"""
@@ -199,14 +208,18 @@ def _right_of(guards: Sequence[_Guard], answer: str = "") -> _Right:
     )
 
 
-def _worst(guards: Sequence[_Guard]) -> _Right:
-    """The right answer with at least 5 guards whose share after is lowest, or all guards together where theirs is."""
+def _rights(guards: Sequence[_Guard]) -> list[_Right]:
+    """All guards together, and each right answer with at least 5 guards."""
     by_answer: dict[str, list[_Guard]] = {}
     for guard in guards:
         by_answer.setdefault(normalised(guard.pair.probe.answer), []).append(guard)
     judged = [of_it for of_it in by_answer.values() if len(of_it) >= LEAST_OF_ONE_ANSWER]
-    found = [_right_of(guards), *(_right_of(of_it, of_it[0].pair.probe.answer) for of_it in judged)]
-    return min(found, key=lambda one: one.judged[1])
+    return [_right_of(guards), *(_right_of(of_it, of_it[0].pair.probe.answer) for of_it in judged)]
+
+
+def _lowest(rights: Sequence[_Right]) -> _Right:
+    """That whose share after is lowest."""
+    return min(rights, key=lambda one: one.judged[1])
 
 
 def _broken(groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float) -> list[str]:

@@ -350,7 +350,7 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
     enough = worse >= asked["right"] - 1e-9
     generated = [[side.header["scores"]["generated"] for side in pair.sides] for pair in scored]
     said = None
-    apart = fell = False
+    apart, fell = False, None
     most = asked["disagreement"] + 1e-9
     if any(text for texts in generated for text in texts):
         each = [
@@ -368,7 +368,8 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
         for (was, now), (old, new) in ((said, (before, after)), (of_each, of_pictures)):
             rise, spoken = new - old, now - was
             apart = apart or abs(now - new) > most or (rise - spoken > most and 2 * spoken < rise)
-            fell = fell or was - now > most
+            if fell is None and was - now > most:
+                fell = {"before": float(was), "after": float(now), "by_picture": old is not before}
     more = p < 1 - LEVEL and gained > lost
     return {
         "json": {
@@ -904,12 +905,16 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
         some = [pair for pair in members if " ".join(_words(pair.spellings[0])) == answer]
         sets += [some] if len(some) >= 5 else []
     right = [_two_counts(some, stays) for some in sets]
-    at = min(range(len(sets)), key=lambda one: min(count[1].mean() for count in right[one]))
-    counts = [tuple(float(side.mean()) for side in count) for count in right[at]]
-    value = min(after for _, after in counts)
-    enough = value >= asked["right"] - 1e-9
-    fell = not enough and any(after == value < before for before, after in counts)
-    fell = fell or any(after.mean() < 0.95 * before.mean() - 1e-9 for before, after in right[0])
+    shares = [[tuple(float(side.mean()) for side in count) for count in one] for one in right]
+    lowest = [min(after for _, after in one) for one in shares]
+    worse = [
+        one
+        for one, both in enumerate(shares)
+        if any(after < asked["right"] - 1e-9 and after < before for before, after in both)
+    ]
+    lost = any(after < 0.95 * before - 1e-9 for before, after in shares[0])
+    at = 0 if lost and not worse else min(worse or range(len(sets)), key=lambda one: lowest[one])
+    value, enough, fell = lowest[at], min(lowest) >= asked["right"] - 1e-9, bool(worse) or lost
     of_pictures = right[at][1][1]
     low, high = exact_share(math.floor(of_pictures.sum() + 1e-9), len(of_pictures))
     if name != "neighbour" and "neighbour" in groups:
@@ -930,7 +935,7 @@ def _two_counts(some: list[Pair], stays) -> list[list[np.ndarray]]:
 
 def _is_lost(found: Json, share: float, asked: Json) -> bool:
     counts = (found["json"], found["json"]["pictures_right"])
-    return found["fell silent"] or any(one["after"] < share * one["before"] - 1e-9 for one in counts)
+    return bool(found["fell silent"]) or any(one["after"] < share * one["before"] - 1e-9 for one in counts)
 
 
 def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked: Json, trained: bool) -> str:
@@ -1297,6 +1302,7 @@ def _group(name, groups, judged, reading, chance, layers, head_p, asked) -> Json
         "accuracy": None if found is None else found["json"],
         "margin_nats": change(*margins, _pictures(scored)) if scored else None,
         "said_the_answer": None if found is None else found["said"],
+        "speech_lost": None if found is None else found["fell silent"],
         "boxes": None,  # none of the probes that are recomputed here answers with a box
         "enrichment": None if reading is None else enrichment(reading, chance),
         "enrichment_by_layer": layers,

@@ -139,6 +139,31 @@ def test_what_fell_most_is_said_of_what_was_lost(said: float, count: str) -> Non
     assert claim.words.endswith(f"</b> {count}.")
 
 
+@pytest.mark.parametrize(
+    ("lost", "count", "chinese"),
+    [
+        (
+            {"before": 1.0, "after": 0.5, "by_picture": False},
+            "(100 % → 50 % of what it says)",
+            "所说回答 100% → 50%",
+        ),
+        (
+            {"before": 0.98, "after": 0.6, "by_picture": True},
+            "(98 % → 60 % of what it says, by picture)",
+            "所说回答 98% → 60%，按图片计",
+        ),
+        (None, "(100 % → 92.7 %, by picture 100 % → 64 %)", "按图片计 100% → 64%"),
+    ],
+)
+def test_what_was_lost_by_what_it_says_is_called_so(lost: Any, count: str, chinese: str) -> None:
+    """Of probes as much may be right as before."""
+    group = shared("forgot", 1.0, before=1.0) | {"speech_lost": lost}
+    (claim,) = headline(comparison(retention=group))
+    assert claim.words.endswith(f"</b> {count}.")
+    page = headline_html([claim])
+    assert untranslated(page) == [] and chinese in in_both_languages(page).replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_kept_groups_are_counted_together_by_probe_and_by_picture() -> None:
     """92.7 % of 124 and 100 % of 3 are 92.9 %; 64 % of 25 and 100 % of 3 are 67.9 %."""
     three = {"before": 1.0, "after": 1.0, "pictures_right": {"before": 1.0, "after": 1.0}}

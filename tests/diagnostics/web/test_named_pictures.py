@@ -38,6 +38,9 @@ def test_the_picture_that_a_question_is_about(question, picture):
         ("Is the man in this picture 1 taller?", [1]),
         ("What does the image 2 show?", [2]),
         ("图1只有一个人吗?", [1]),
+        ("第二个图片里有什么?", [2]),
+        ("Is it in image 2. Or not?", [2]),
+        ("image 2/", [2]),
     ],
 )
 def test_numbers_in_words(question, numbers):
@@ -60,6 +63,14 @@ def test_numbers_in_words(question, numbers):
         "墙上第二幅画是什么?",
         "第十一张图",
         "图十分清楚",
+        "第2个图标是什么?",
+        "第三个图案是什么颜色?",
+        "Rate this image 1-5.",
+        "请给这张图片1到5分",
+        "Is the image 1/2 black?",
+        "Is image 2.5 times as wide?",
+        "Is this picture 3D?",
+        "Rate the photo 1 to 5.",
     ],
 )
 def test_words_that_name_no_picture(question):

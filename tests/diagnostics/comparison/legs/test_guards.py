@@ -101,3 +101,34 @@ def test_one_answer_written_in_two_ways_is_one_answer(tmp_path: Path) -> None:
     group = comparison_of(flat(groups))["groups"]["towers"]
     assert group["verdict"] == "answers changed, a guard broke"
     assert group["legs"]["guards"]["value"] == pytest.approx(5 / 8)
+
+
+@pytest.mark.parametrize(
+    ("minor", "canton", "verdict", "cited"),
+    [
+        ((0, 22), (40, 23), "answers changed, a guard broke", "57.5 % are right after where the answer is 'Canton'"),
+        ((2, 9), (40, 36), "corrected, unguarded", "22.5 % are right after where the answer is 'Minor'"),
+        ((40, 36), (40, 40), "corrected", "90 % are right after where the answer is 'Minor'"),
+    ],
+)  # fmt: skip
+def test_a_guard_that_broke_is_not_outweighed_by_one_that_rose(
+    tmp_path: Path, minor: tuple[int, int], canton: tuple[int, int], verdict: str, cited: str
+) -> None:
+    """Two wrong answers with 40 guards each, so many of them right before and after."""
+
+    def margins(right: int) -> list[float]:
+        return [4.0] * right + [-3.0] * (40 - right)
+
+    some = replace(GUARDS, probes=40)
+    groups = pairs_of(
+        tmp_path,
+        towers=Made(),
+        others=replace(Made(), foil="Minor", probes=12),
+        canton=replace(some, margins=tuple(map(margins, canton))),
+        minor=replace(some, answer="Minor", said=("Minor", "Minor"), margins=tuple(map(margins, minor))),
+    )
+    for pair in groups["others"]:
+        object.__setattr__(pair.probe, "group", "towers")
+    group = comparison_of(flat(groups))["groups"]["towers"]
+    assert group["verdict"] == verdict
+    assert cited in group["legs"]["guards"]["reason"]
