@@ -40,6 +40,7 @@ class _Annotated(NamedTuple):
     crowds   categories of which more may be there than things
     absent   categories that are known not to be there; None: all that are neither things nor crowds
     faults   of the annotation, before the picture is opened
+    unsure   categories that may be there or not, by what cannot be relied on
     """
 
     image: Path
@@ -49,6 +50,7 @@ class _Annotated(NamedTuple):
     crowds: frozenset[str]
     faults: tuple[str, ...]
     absent: frozenset[str] | None = None
+    unsure: frozenset[str] = frozenset()
 
 
 def read_scenes(
@@ -287,9 +289,9 @@ def _markup(
 
 
 def _unsure(ref: ImageRef, box: BoxRef, where: str) -> _Annotated:
-    """What a box names as a category of which more may be there than has boxes."""
+    """What a box names, of which is not known whether it is there."""
     named = frozenset({box.label}) if box.label is not None and box.label.strip() else frozenset[str]()
-    return _Annotated(ref.path, where, None, (), named, ())
+    return _Annotated(ref.path, where, None, (), frozenset(), (), unsure=named)
 
 
 def _marked(ref: ImageRef, box: BoxRef, where: str) -> _Annotated:
@@ -321,7 +323,12 @@ def _by_category(
     labels = {
         label
         for one in annotated
-        for label in (*one.crowds, *(one.absent or ()), *(thing.category for _, thing in one.things))
+        for label in (
+            *one.crowds,
+            *(one.absent or ()),
+            *one.unsure,
+            *(thing.category for _, thing in one.things),
+        )
     }
     categories = _categories(labels, named)
     if changed := _changed(categories):
@@ -334,6 +341,7 @@ def _by_category(
             things=things,
             crowds=frozenset(categories[label] for label in one.crowds),
             absent=None if one.absent is None else frozenset(categories[label] for label in one.absent),
+            unsure=frozenset(categories[label] for label in one.unsure),
         )
 
 
@@ -421,6 +429,7 @@ def _together(several: Sequence[_Annotated]) -> _Annotated:
         things=tuple((at, thing) for thing, at in where.items()),
         crowds=frozenset().union(*(one.crowds for one in several)),
         absent=absent_in([one.absent for one in several]),
+        unsure=frozenset().union(*(one.unsure for one in several)),
         faults=tuple(faults),
     )
 
@@ -485,7 +494,13 @@ def _check(annotated: _Annotated) -> _Found:
         return _Found(where, None, [*faults, f"{where}: {error}"])
     things, more = _inside(annotated, picture.size)
     scene = Scene(
-        annotated.image, picture.size, things, annotated.crowds, digest_of(picture), annotated.absent
+        annotated.image,
+        picture.size,
+        things,
+        annotated.crowds,
+        digest_of(picture),
+        annotated.absent,
+        annotated.unsure,
     )
     return _Found(where, scene, [*faults, *more])
 

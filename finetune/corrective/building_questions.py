@@ -96,9 +96,8 @@ class _Building:
         """Yes for its own evidence; no for other buildings' evidence that is known not to be in the picture, and whose
         name is alike to nothing that is, or that the building is known for."""
         others = {part for name in self.names.buildings.values() for part in name.evidence}
-        known = self.scene.categories | set(self.name.evidence)
-        unseen = others - known if self.scene.absent is None else (others & self.scene.absent) - known
-        absent = {part for part in unseen if not self.names.alike(part, known)}
+        known = self.scene.perhaps | set(self.name.evidence)
+        absent = {part for part in self.scene.not_there(others) - known if not self.names.alike(part, known)}
         for part in sorted(self.parts.keys() | absent):
             yes, no = _HAS[language]
             right, wrong = (yes, no) if part in self.parts else (no, yes)

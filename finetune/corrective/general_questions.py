@@ -34,8 +34,8 @@ def ask(
     """
     there = {thing.category for thing in scene.things}
     asked = set(categories)
-    unseen = sorted((asked if scene.absent is None else asked & scene.absent) - scene.categories)
-    absent = (one for one in rng.sample(unseen, len(unseen)) if not names.alike(one, scene.categories))
+    unseen = sorted(scene.not_there(asked))
+    absent = (one for one in rng.sample(unseen, len(unseen)) if not names.alike(one, scene.perhaps))
     for category in [*sorted(there & set(categories)), *itertools.islice(absent, ABSENT_ASKED)]:
         chosen = either(language, rng)
         name, (yes, no) = names.word(category, chosen), _ANSWERS[chosen]

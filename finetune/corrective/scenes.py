@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ class Scene:
     crowds    categories annotated only as a crowd, or of which more may be there than has boxes
     digest    SHA-256 of its size and pixels, equal for copies under other names and where it was saved again
     absent    categories that are known not to be there; None: all that are not annotated
+    unsure    categories of which is not known whether they are there: an answer that is not trained on names them
     """
 
     image: Path
@@ -48,6 +49,7 @@ class Scene:
     crowds: frozenset[str] = frozenset()
     digest: str = ""
     absent: frozenset[str] | None = None
+    unsure: frozenset[str] = frozenset()
 
     def boxes_of(self, category: str) -> tuple[Box, ...]:
         return tuple(thing.box for thing in self.things if thing.category == category)
@@ -56,6 +58,16 @@ class Scene:
     def categories(self) -> frozenset[str]:
         """All that is annotated in it, as a thing or as a crowd."""
         return self.crowds | {thing.category for thing in self.things}
+
+    def not_there(self, asked: Set[str]) -> frozenset[str]:
+        """Those of the categories that are known not to be there."""
+        known = asked if self.absent is None else asked & self.absent
+        return frozenset(known - self.categories - self.unsure)
+
+    @cached_property
+    def perhaps(self) -> frozenset[str]:
+        """All that is, or may be, in it."""
+        return self.categories | self.unsure
 
     @cached_property
     def single(self) -> tuple[AnnotatedBox, ...]:
@@ -83,6 +95,7 @@ def merged(copies: Sequence[Scene]) -> Scene:
         things=things,
         crowds=frozenset().union(*(one.crowds for one in copies)),
         absent=absent_in([one.absent for one in copies]),
+        unsure=frozenset().union(*(one.unsure for one in copies)),
     )
 
 

@@ -348,6 +348,7 @@ def test_boxes_of_answers_that_are_not_trained_on_are_no_annotations(folder: Pat
     }
     [scene] = scenes(folder, [{"images": ["a.png"], "messages": messages}, alone], say=said.append)
     assert [thing.category for thing in scene.things] == ["dog"] and scene.image.name == "a.png"
+    assert (scene.crowds, scene.unsure, [one.category for one in scene.single]) == (set(), {"cat"}, ["dog"])
     assert any(
         "2 box(es) in answers that are not trained on (weight 0) are not read; whether" in one for one in said
     )

@@ -444,6 +444,9 @@ def test_a_part_is_denied_where_it_is_known_not_to_be_there(absent, denied: bool
     tower = replace(scene(("canton tower", (100, 100, 200, 400))), absent=absent)
     asked = building_questions.ask(tower, names, "en", Random(0))
     assert [q.answer for q in asked if q.form == "has"] == ["no"] * denied
+    unsure = replace(tower, unsure=frozenset({"sphere", "pearl tower"}))
+    asked = building_questions.ask(unsure, names, "en", Random(0))
+    assert [q.form for q in asked] == ["name"]  # a rejected answer's box hides no building
 
 
 # --- a user's own templates ------------------------------------------------------------------------------------------
