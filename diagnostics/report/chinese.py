@@ -414,6 +414,9 @@ _REASONS = {
     "looks is what it was told to.": (
         "训练直接约束了{l}以及重采样器的注意力，而各层都经由重采样器看图：它看哪里正是训练所要求的。"
     ),
+    "In {l:t} a map has no attention at all before or after, but not both: it is not judged there.": (
+        "在{l}，有的图只在训练前或只在训练后没有任何注意力：该层不作判断。"
+    ),
     "In no key layer that could be judged does attention reach the region, before or after (a sliding window may end "
     "before the picture): choose others (--key_layers).": (
         "可判断的关键层中，训练前后都没有注意力落到该区域（滑动窗口可能到不了图片）：请另选关键层（--key_layers）。"

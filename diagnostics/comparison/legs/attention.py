@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diagnostics.comparison.legs.leg import Leg, listed, not_measured, percent, percent_interval, too_few
-from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, mass_on_map, nested
+from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, images_of, mass_on_map, nested
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.attention import enrichment
 from diagnostics.measures.statistics import (
@@ -32,6 +32,8 @@ BLIND = (
     "In no key layer that could be judged does attention reach the region, before or after (a sliding window may end "
     "before the picture): choose others (--key_layers)."
 )
+
+ONE_SIDED = "In {layers} a map has no attention at all before or after, but not both: it is not judged there."
 
 Mediated = Callable[[ProbePair, int], float | None]
 """Margin lost when one layer's attention is put back as it was, nats."""
@@ -159,8 +161,16 @@ def supervision_words(
 
 def _that_see(pairs: Sequence[ProbePair], sentence: str) -> Unseen:
     """Without the layers in which no attention reaches a region, before or after, as where a sliding window ends before
-    the picture: that nothing changes there would pass for the better result beside a layer whose attention fell."""
+    the picture: that nothing changes there would pass for the better result beside a layer whose attention fell. And
+    without those in which a probe's map is empty on one side alone, as where half precision rounds it to 0: its change
+    would be all or nothing, of what was not measured."""
     seeing = _seeing(pairs)
+    if one_sided := [row for row in seeing if any(_is_empty_once(pair.layers[row]) for pair in pairs)]:
+        seeing = [row for row in seeing if row not in one_sided]
+        layers = _layers([pairs[0].layers[row].layer for row in one_sided])
+        sentence = f"{sentence} {ONE_SIDED.format(layers=layers)}".lstrip()
+        if not seeing:
+            return Unseen((), sentence)
     if len(seeing) == (len(pairs[0].layers) if pairs else 0):
         return Unseen(tuple(pairs), sentence)
     if not seeing:
@@ -168,6 +178,10 @@ def _that_see(pairs: Sequence[ProbePair], sentence: str) -> Unseen:
     return Unseen(
         tuple(replace(pair, layers=tuple(pair.layers[row] for row in seeing)) for pair in pairs), sentence
     )
+
+
+def _is_empty_once(layer: LayerPair) -> bool:
+    return bool(layer.before.any() != layer.after.any())
 
 
 def _seeing(pairs: Sequence[ProbePair]) -> list[int]:

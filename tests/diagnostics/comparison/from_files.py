@@ -492,7 +492,10 @@ def left_to_judge(pairs: list[Pair]) -> tuple[list[Pair], list[int]]:
         return [], []
     rows = [row for row, layer in enumerate(pairs[0].sides[1].layers) if layer not in told]
     left = [p for p in pairs if not any(s.header["supervised_picture"] for s in p.sides)]
-    return left, [row for row in rows if sees(left, row)]
+    halves = [
+        row for row in rows if any(bool(p.maps[0][row].any()) != bool(p.maps[1][row].any()) for p in left)
+    ]
+    return left, [row for row in rows if row not in halves and sees(left, row)]
 
 
 def was_told(pairs: list[Pair], layer: int) -> bool:

@@ -29,12 +29,12 @@ from diagnostics.comparison.legs.attention import (
 )
 from diagnostics.comparison.legs.leg import percent
 from diagnostics.comparison.legs.mediation import mediated_nats
-from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, pair_records
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.statistics import Interval
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.languages import translated
-from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
+from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +313,33 @@ def test_a_percentage_says_what_it_is_of(pairs):
     reason = leg_of(pairs).reason
     assert f"({percent(size, signed=True)} of the mean of before and after, p = 0.001)" in reason
     assert "相当于前后均值的 +" in str(translated(reason))
+
+
+def without_attention(record: AttentionRecord, row: int) -> AttentionRecord:
+    """Nothing of a key layer's answer row lies on the picture, as where half precision rounds it to 0."""
+    rows, layer = record.rows.copy(), record.layers[row]
+    rows[row, :, 0, record.image_tokens[0].all_positions] = 0
+    masses = {}
+    for kind in ("region_mass", "random_mass", "salient_mass"):
+        masses[kind] = {name: values.copy() for name, values in getattr(record, kind).items()}
+        for values in masses[kind].values():
+            values[layer] = 0
+    return replace(record, rows=rows, **masses)
+
+
+@pytest.mark.parametrize("every", [1, 2, 12])
+def test_a_layer_whose_map_is_empty_on_one_side_is_not_judged(tmp_path: Path, every: int) -> None:
+    """From nothing to what it always was is no move; the other layer stands still."""
+    groups = pairs_of(tmp_path, towers=Made(region=((3.0, 3.0), (3.0, 3.0)), noise=0.02), guards=GUARDS)
+    groups["towers"] = [
+        pair_records(pair.probe, without_attention(pair.before, 1), pair.after) if at % every == 0 else pair
+        for at, pair in enumerate(groups["towers"])
+    ]
+    found = comparison_of(flat(groups))
+    group, layer = found["groups"]["towers"], groups["towers"][0].layers[1].layer
+    assert group["verdict"] == "answers changed, attention did not"
+    reason = group["legs"]["attention"]["reason"]
+    assert reason.endswith(
+        f" In layer {layer} a map has no attention at all before or after, but not both: it is not judged there."
+    )
+    assert group["enrichment"]["layer"] != layer and "不作判断" in translated(reason)
