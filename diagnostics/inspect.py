@@ -32,13 +32,14 @@ from finetune import fields
 from finetune.fields import NULL, OBJECT
 from finetune.files import fault_words
 from finetune.image_arithmetic import ImageArithmetic
-from finetune.model.folders import MODEL_CONFIG
+from finetune.model.folders import MODEL_CONFIG, resolve
 from finetune.printable import printable
 
 if TYPE_CHECKING:  # takes seconds to import, which a model that was inspected before does not need
     from torch import nn
 
-    from finetune.families import Family
+    from finetune.families import Family, ModulePaths
+    from finetune.families.parts.parameter_counts import ParameterCounts
 
 BYTES = 4  # per value: attention maps are fp32
 
@@ -74,30 +75,73 @@ def architecture(
     ):
         image = family.image_arithmetic(config, picture, settings)
     with understood(f"{name}/{MODEL_CONFIG}"):
-        return Architecture(
-            name=name,
-            family=family.name,
-            model_type=str(config.model_type),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            components=tuple(_components(model, family)),
-            attention=tuple(_attention(model, family, config, image, tokens)),
-            picture=image,
-            tokens=tokens,
-        )
+        return _architecture(name, family, config, _counted(model, family), image, tokens)
 
 
-def _components(model: nn.Module, family: Family) -> Iterator[Component]:
+def architecture_of_file(
+    content: Any,
+    *,
+    name: str,
+    tokens: int = TOKENS,
+    picture: tuple[int, int] = PICTURE,
+    settings: Mapping[str, Any] | None = None,
+) -> Architecture | None:
+    """The same of what a config.json holds, without torch and transformers.
+
+    None where the file does not say everything (``saved_config``), where the family does not count (it may be
+    somebody's own), or where anything is wrong: ``architecture`` finds out, or has the words for it.
+    """
+    from finetune.families import family_of
+    from finetune.families.parts.saved_config import saved_config
+
+    config = saved_config(content)
+    if config is None:
+        return None
+    try:
+        family = family_of(config)
+        count = getattr(family, "parameter_counts", None)  # optional, as ``looks_ahead`` is
+        if count is None:
+            return None
+        counts = count(config)
+        image = family.image_arithmetic(config, picture, settings)
+        return _architecture(name, family, config, counts, image, tokens)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _architecture(
+    name: str, family: Family, config: Any, counts: ParameterCounts, image: ImageArithmetic, tokens: int
+) -> Architecture:
+    return Architecture(
+        name=name,
+        family=family.name,
+        model_type=str(config.model_type),
+        parameters=sum(counts.by_module.values()),
+        components=tuple(_components(counts, family)),
+        attention=tuple(_attention(counts, family, config, image, tokens)),
+        picture=image,
+        tokens=tokens,
+    )
+
+
+def _counted(model: nn.Module, family: Family) -> ParameterCounts:
+    from finetune.families.parts.parameter_counts import ParameterCounts
+
+    stacks = (family.paths.language_layers, family.paths.vision_layers)
+    language, vision = (len(list(model.get_submodule(path).children())) for path in stacks)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return ParameterCounts(sizes, language, vision)
+
+
+def _components(counts: ParameterCounts, family: Family) -> Iterator[Component]:
     paths = family.paths
-    layers = {"vision": paths.vision_layers, "connector": None, "language": paths.language_layers}
+    layers = {"vision": counts.vision_layers, "connector": 0, "language": counts.language_layers}
     parts = {"vision": paths.vision, "connector": paths.connector, "language": paths.language}
     sizes = dict.fromkeys((*parts, "other"), 0)
-    for name, parameter in model.named_parameters():
-        owner = _owner(name, parts)
-        sizes[owner] += parameter.numel()
+    for name, count in counts.by_module.items():
+        sizes[_owner(name, parts)] += count
     for part, modules in parts.items():
-        below = layers[part]
-        count = 0 if below is None else len(list(model.get_submodule(below).children()))
-        yield Component(part, tuple(modules), count, sizes[part])
+        yield Component(part, tuple(modules), layers[part], sizes[part])
     if sizes["other"]:
         yield Component("other", (), 0, sizes["other"])
 
@@ -114,12 +158,11 @@ def _owner(name: str, parts: dict[str, tuple[str, ...]]) -> str:
 
 
 def _attention(
-    model: nn.Module, family: Family, config: Any, image: ImageArithmetic, tokens: int
+    counts: ParameterCounts, family: Family, config: Any, image: ImageArithmetic, tokens: int
 ) -> Iterator[AttentionKind]:
     patches = image.patches[0] * image.patches[1]
-    names = {id(module): name for name, module in model.named_modules()}
     kinds: list[AttentionKind] = []
-    for name, module in _layers(model, family):
+    for name, layer, attention in _layers(counts, family.paths):
         queries, keys = (tokens, tokens) if name.startswith("layer_") else (patches, patches)
         if name == "visual_attn":
             queries = image.tokens
@@ -131,7 +174,17 @@ def _attention(
         )
         size = heads * queries * keys * BYTES
         one = AttentionKind(
-            name, name, 1, names[id(module)], heads, key_heads, width, looks, queries, keys, size
+            name,
+            name,
+            1,
+            layer if shape is None else attention,
+            heads,
+            key_heads,
+            width,
+            looks,
+            queries,
+            keys,
+            size,
         )
         if kinds and _looks(kinds[-1]) == _looks(one):
             one = _grown(kinds.pop(), one)
@@ -139,16 +192,16 @@ def _attention(
     yield from kinds
 
 
-def _layers(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]:
-    """Attention modules by name, with the language layers without attention between them."""
-    from finetune.families import attention_modules
-    from finetune.families.parts.modules import language_layers
-
-    attending = attention_modules(model, family)
-    for index, layer in enumerate(language_layers(model, family)):
-        name = f"layer_{index}"
-        yield name, attending.pop(name, layer)
-    yield from attending.items()
+def _layers(counts: ParameterCounts, paths: ModulePaths) -> Iterator[tuple[str, str, str]]:
+    """What attends: the name that its rows are reported under, its layer's path, and that of the module within."""
+    for index in range(counts.language_layers):
+        layer = f"{paths.language_layers}.{index}"
+        yield f"layer_{index}", layer, f"{layer}.{paths.language_attention}"
+    if paths.connector_attention is not None:
+        yield "visual_attn", paths.connector_attention, paths.connector_attention
+    for index in range(counts.vision_layers):
+        layer = f"{paths.vision_layers}.{index}"
+        yield f"vision_layer_{index}", layer, f"{layer}.{paths.vision_attention}"
 
 
 def _looks(kind: AttentionKind) -> tuple[Any, ...]:
@@ -336,14 +389,25 @@ def _inspected(name: str, tokens: int, picture: tuple[int, int]) -> Architecture
     place = place_of(name, tokens=tokens, picture=picture)
     found = kept(place)
     if found is None:
-        from finetune.model.checkpoint import load_config
-
-        config, of = load_config(name), processor_place(name)
-        found = architecture(
-            config, name=name, tokens=tokens, picture=picture, settings=_settings(of), settings_of=of
-        )
+        asked: dict[str, Any] = {"name": name, "tokens": tokens, "picture": picture}
+        found = _of_folder(name, asked) or _of_model(name, asked)
         keep(place, found)
     return replace(found, name=name)
+
+
+def _of_folder(name: str, asked: Mapping[str, Any]) -> Architecture | None:
+    """Without torch, where there is a folder and its configuration says enough."""
+    config = Path(resolve(name)[0]) / MODEL_CONFIG
+    if not config.is_file():
+        return None
+    return architecture_of_file(fields.read(config), settings=_settings(processor_place(name)), **asked)
+
+
+def _of_model(name: str, asked: Mapping[str, Any]) -> Architecture:
+    from finetune.model.checkpoint import load_config
+
+    config, of = load_config(name), processor_place(name)
+    return architecture(config, settings=_settings(of), settings_of=of, **asked)
 
 
 def _settings(place: str) -> dict[str, Any] | None:

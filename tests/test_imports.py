@@ -209,6 +209,7 @@ def test_training_needs_neither_diagnostics_nor_matplotlib():
         ),
         ("import finetune.demo.prepare, finetune.demo.settings", "torch transformers numpy"),
         ("import diagnostics.inspect", "torch transformers numpy"),
+        ("from finetune.families import FAMILIES", "torch transformers peft PIL.ImageDraw"),
         ("import diagnostics.compare", "torch transformers peft scipy.stats"),
         ("import diagnostics.drawing.worker", "torch transformers peft scipy.stats"),
         ("import finetune; from transformers import AutoConfig", "finetune.qwen_vl.modeling"),

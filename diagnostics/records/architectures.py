@@ -1,7 +1,7 @@
 """The architecture of a model as numbers and names, and the folder where what was found once is kept.
 
-A configuration decides its architecture, but finding it takes the model's classes, and importing those takes seconds.
-So what was found is kept in the cache folder, by everything that it follows from. Nothing here imports torch.
+Where a configuration leaves values out, finding its architecture takes the model's classes, and importing those takes
+seconds. So what was found is kept in the cache folder, by everything that it follows from. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ CLASSES = (
     "idefics3.SmolVLMFamily",
     "paligemma.PaliGemmaFamily",
 )
-"""Module in this package and its class. ``FAMILIES`` has one object of each, made when first asked for: families need
-torch, while drawing and comparing records need no more of this package than where a picture's tokens lie."""
+"""Module in this package and its class. ``FAMILIES`` has one object of each, made when first asked for: drawing and
+comparing records need no more of this package than where a picture's tokens lie. None imports torch before it reads a
+picture or a model."""
 
 FAMILIES: tuple[Family, ...]
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -25,11 +24,21 @@ from finetune.families.base import (
 )
 from finetune.families.parts.boxes import as_json, in_thousandths
 from finetune.families.parts.chat import Picture, Piece, encode_conversation
+from finetune.families.parts.parameter_counts import (
+    ParameterCounts,
+    linear,
+    require,
+    siglip_tower,
+    with_projector,
+)
 from finetune.families.parts.processors import chat_template, tower_shape
 from finetune.families.parts.squares import stretched_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import open_image
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 IMAGE = 1  # in token_type_ids: 0 text, 1 picture
@@ -130,6 +139,8 @@ class Gemma3Family:
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """``<start_of_image>``, a picture of zeros (the mean colour), ``<end_of_image>``."""
+        import torch
+
         count, size = processor.image_seq_length, processor.image_processor.size
         tokens = [START_OF_IMAGE, *[IMAGE_TOKEN] * count, END_OF_IMAGE]
         return Encoded(
@@ -167,6 +178,13 @@ class Gemma3Family:
                 looks += f", none further back than {text.sliding_window - 1:,}"
             return AttentionShape(text.num_attention_heads, text.num_key_value_heads, text.head_dim, looks)
         return tower_shape(config.vision_config, "patches at patches of the picture")
+
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        text, width = config.text_config, config.vision_config.hidden_size
+        # True would halve the window.
+        require((text.model_type, text.use_bidirectional_attention), ("gemma3_text", False))
+        projector = linear(width, text.hidden_size, bias=False) + width
+        return with_projector(config, siglip_tower(config.vision_config), projector)
 
     def image_arithmetic(
         self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None

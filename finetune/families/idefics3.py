@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -39,6 +38,14 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, idefics3_chat, tower
 from finetune.families.parts.chat import encode_conversation
 from finetune.families.parts.idefics3_chat import AROUND, END, IMAGE, OVERVIEW, views_of
+from finetune.families.parts.parameter_counts import (
+    ParameterCounts,
+    decoder,
+    linear,
+    output_layer,
+    require,
+    siglip_tower,
+)
 from finetune.families.parts.processors import PUBLISHED, chat_template, language_shape, tower_shape
 from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
@@ -46,6 +53,9 @@ from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import Conversation, ImageRef, VideoRef
 from finetune.samples.images import known_size, open_image
 from finetune.samples.videos import frame_size, open_frames
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 BLANK_PIXEL = 1.0  # white: a picture of zeros is taken for padding, and left out
@@ -178,6 +188,8 @@ class Idefics3Family:
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """``<fake_token_around_image><global-img>``, a white tile, ``<fake_token_around_image>``."""
+        import torch
+
         tile, count = _tile(processor), processor.image_seq_len
         around, image = processor.tokenizer.convert_tokens_to_ids([AROUND, IMAGE])
         # A mark may be a control token or, in older vocabularies, several tokens of text.
@@ -211,6 +223,17 @@ class Idefics3Family:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of the tile")
 
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        text, vision = config.text_config, config.vision_config
+        merged = vision.hidden_size * config.scale_factor**2
+        require((text.model_type, text.tie_word_embeddings), ("llama", config.tie_word_embeddings))
+        parts = {
+            "model.vision_model": siglip_tower(vision, f"{self.model_type}_vision"),
+            "model.connector": linear(merged, text.hidden_size, bias=False),
+            "model.text_model": decoder(text),
+        }
+        return ParameterCounts(parts | output_layer(config), text.num_hidden_layers, vision.num_hidden_layers)
+
     def image_arithmetic(
         self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
     ) -> ImageArithmetic:
@@ -218,9 +241,9 @@ class Idefics3Family:
         tile, side = vision.image_size, vision.image_size // vision.patch_size
         longest, splits = self.published_longest * tile, True
         if settings is not None:
-            usual = self.image_processor_class()
-            longest = (settings.get("size") or usual.size)["longest_edge"]
-            splits = settings.get("do_image_splitting", usual.do_image_splitting)
+            longest = (settings.get("size") or self.image_processor_class().size)["longest_edge"]
+            said = settings.get("do_image_splitting")
+            splits = self.image_processor_class().do_image_splitting if said is None else said
         rows, columns = tiles_of(size_pixels, longest, tile) if splits else (1, 1)
         views = views_of((rows, columns))
         count = (side // factor) ** 2
@@ -346,6 +369,8 @@ def _longest_of_videos(processor: Any) -> int:
 def _pixels(processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
     """``pixel_values`` Float[views and frames of all, 1, 3, tile, tile], in the order of the conversation: each view
     goes as a picture of its own, so that batches need no padding, and no ``pixel_attention_mask``."""
+    import torch
+
     found = [
         (_view_pixels if isinstance(one.ref, ImageRef) else _frame_pixels)(processor, one) for one in seen
     ]

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -36,6 +35,13 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, tower
 from finetune.families.parts.boxes import in_thousandths, without_box
 from finetune.families.parts.chat import Control, Picture, Piece, Slots, encode_conversation
+from finetune.families.parts.parameter_counts import (
+    ParameterCounts,
+    layer_norm,
+    linear,
+    require,
+    with_projector,
+)
 from finetune.families.parts.processors import (
     PUBLISHED,
     chat_template,
@@ -49,6 +55,9 @@ from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
 from finetune.samples.images import known_size, open_image
 from finetune.samples.videos import frame_size, open_frames
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 IMAGE, BEGIN, END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -161,6 +170,8 @@ class InternVLFamily:
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """``<img>``, one tile of zeros (the mean colour), ``</img>``."""
+        import torch
+
         count, pixels = processor.image_seq_length, _pixels(processor)
         names = [BEGIN, *[IMAGE] * count, END]
         ids = np.array(processor.tokenizer.convert_tokens_to_ids(names), dtype=np.int64)
@@ -199,6 +210,12 @@ class InternVLFamily:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of their tile, and a class token")
 
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        wide = config.text_config.hidden_size
+        merged = config.vision_config.hidden_size * int(1 / config.downsample_ratio) ** 2
+        projector = layer_norm(merged) + linear(merged, wide) + linear(wide, wide)
+        return with_projector(config, _tower(config.vision_config), projector)
+
     def image_arithmetic(
         self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
     ) -> ImageArithmetic:
@@ -217,6 +234,25 @@ class InternVLFamily:
         return ImageArithmetic(
             (columns * pixels, rows * pixels), (rows * down, columns * across), views * each, words
         )
+
+
+def _tower(vision: Any) -> int:
+    """Parameters of InternViT, whose layers scale what they add and may norm queries and keys."""
+    width, inner, bias = vision.hidden_size, vision.intermediate_size, vision.attention_bias
+    require(width % vision.num_attention_heads, 0)
+    require(
+        (vision.norm_type, vision.use_mask_token, vision.use_absolute_position_embeddings),
+        ("layer_norm", False, True),
+    )
+    (height, across), patch = vision.image_size, vision.patch_size
+    patches = (across // patch[1]) * (height // patch[0])
+    stem = linear(vision.num_channels * patch[0] * patch[1], width) + width + (patches + 1) * width
+    layer = (
+        linear(width, 3 * width, bias=bias) + linear(width, width) + (2 * width if vision.use_qk_norm else 0)
+    )
+    layer += linear(width, inner) + linear(inner, width) + 2 * layer_norm(width) + 2 * width
+    last_norm = 0 if vision.use_mean_pooling else layer_norm(width)
+    return stem + vision.num_hidden_layers * layer + last_norm
 
 
 def processor_class() -> Any:
@@ -281,6 +317,8 @@ def _views(tiles: Grid) -> int:
 
 def _bounds_of(settings: Mapping[str, Any]) -> tuple[int, int]:
     """Least and most tiles by the settings of a processor."""
+    if "min_patches" in settings and "max_patches" in settings:
+        return settings["min_patches"], settings["max_patches"]
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil as Usual
 
     least = settings.get("min_patches", Usual.min_patches)
@@ -365,6 +403,8 @@ def _pieces(part: Part, tiles: Iterator[Grid], each: int) -> Sequence[Piece]:
 
 def _media(processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
     """``pixel_values`` Float[tiles, overviews and frames, 3, pixels, pixels], in the order of the conversation."""
+    import torch
+
     side = (_pixels(processor), _pixels(processor))
     return {
         "pixel_values": torch.cat([

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -30,11 +29,15 @@ from finetune.families.base import (
 from finetune.families.parts import tower
 from finetune.families.parts.boxes import written_boxes
 from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_conversation
+from finetune.families.parts.parameter_counts import ParameterCounts, clip_tower, two_layers, with_projector
 from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.squares import square_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import known_size, open_image
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 IMAGE = "<image>"
@@ -142,6 +145,8 @@ class LlavaFamily:
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """``<image>`` for each patch of a square of zeros, the mean colour."""
+        import torch
+
         side, cells = _pixels(processor), _side(processor)
         ids = np.full(cells**2, processor.tokenizer.convert_tokens_to_ids(IMAGE), dtype=np.int64)
         return Encoded(
@@ -173,6 +178,9 @@ class LlavaFamily:
         if name.startswith("layer_"):
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of the square, and a class token")
+
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        return with_projector(config, clip_tower(config.vision_config), two_layers(config))
 
     def image_arithmetic(
         self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None

@@ -15,10 +15,9 @@ Chats are those of the language model, by the checkpoint's own template; boxes a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -32,11 +31,15 @@ from finetune.families.base import (
 from finetune.families.parts import tiles, tower
 from finetune.families.parts.boxes import written_boxes
 from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_conversation, end_of_answers
+from finetune.families.parts.parameter_counts import ParameterCounts, clip_tower, two_layers, with_projector
 from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.tiles import Size, Tiling
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import known_size, open_image
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 IMAGE = "<image>"
@@ -132,6 +135,8 @@ class LlavaNextFamily:
     def blank(self, processor: Any) -> Encoded:
         """A square of one tile's pixels, its mean colour, on the canvas that it gets: overview, tiles and newlines, so
         that all that a picture reaches is reached."""
+        import torch
+
         tiling = _of_processor(processor)
         size = (tiling.pixels, tiling.pixels)
         found = tiles.layout(tiling, size)
@@ -170,6 +175,14 @@ class LlavaNextFamily:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of their tile, and a class token")
 
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        return with_projector(
+            config,
+            clip_tower(config.vision_config),
+            two_layers(config),
+            image_newline=config.text_config.hidden_size,
+        )
+
     def image_arithmetic(
         self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
     ) -> ImageArithmetic:
@@ -191,6 +204,8 @@ def _piece(part: Any, sizes: Sequence[Size], counts: Iterator[int]) -> Piece:
 def _pixels(processor: Any, opened: Sequence[Any], bounded: Sequence[Size]) -> dict[str, torch.Tensor]:
     """``pixel_values`` Float[overviews and tiles of all, 3, pixels, pixels], ``image_sizes`` Int[pictures, 2] (height,
     width)."""
+    import torch
+
     found = [
         processor.image_processor(one, return_tensors="pt")
         for one in tiles.resized(processor, opened, bounded)

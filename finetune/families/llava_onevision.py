@@ -21,10 +21,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -40,6 +39,7 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, tiles, tower
 from finetune.families.parts.boxes import as_json, in_thousandths
 from finetune.families.parts.chat import Chat, Picture, Piece, TurnByTurn, encode_conversation
+from finetune.families.parts.parameter_counts import ParameterCounts, siglip_tower, two_layers, with_projector
 from finetune.families.parts.processors import (
     chat_template,
     language_shape,
@@ -53,6 +53,9 @@ from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
 from finetune.samples.images import known_size, open_image
 from finetune.samples.videos import open_frames
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 IMAGE, VIDEO, IM_END, END_OF_TEXT = "<image>", "<video>", "<|im_end|>", "<|endoftext|>"
@@ -161,6 +164,8 @@ class LlavaOnevisionFamily:
     def blank(self, processor: Any) -> Encoded:
         """A square of one tile, its mean colour: overview, tile and newlines, so that all that a picture reaches is
         reached."""
+        import torch
+
         tiling = _of_processor(processor)
         size = (tiling.pixels, tiling.pixels)
         count = tiles.layout(tiling, size).tokens
@@ -200,6 +205,14 @@ class LlavaOnevisionFamily:
         if name.startswith("layer_"):
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of their tile")
+
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        return with_projector(
+            config,
+            siglip_tower(config.vision_config),
+            two_layers(config),
+            image_newline=config.text_config.hidden_size,
+        )
 
     def image_arithmetic(
         self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
@@ -316,6 +329,8 @@ def _piece(part: Part, counts: Iterator[int], tiling: Tiling) -> Piece:
 def _pixels(processor: Any, opened: Sequence[Any], bounded: Sequence[Size]) -> dict[str, torch.Tensor]:
     """``pixel_values`` Float[overviews and tiles, 3, pixels, pixels], ``image_sizes`` Int[pictures, 2] (height, width),
     ``batch_num_images`` Int[1]."""
+    import torch
+
     scaled = tiles.resized(processor, opened, bounded)
     # A list in a list is one conversation: then several pictures are not tiled.
     found = processor.image_processor([scaled], return_tensors="pt")
@@ -328,6 +343,8 @@ def _pixels(processor: Any, opened: Sequence[Any], bounded: Sequence[Size]) -> d
 
 def _video_pixels(processor: Any, frames: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
     """``pixel_values_videos`` Float[videos, frames, 3, pixels, pixels]; ``frames``: those of each video."""
+    import torch
+
     if not frames:
         return {}
     side = _of_processor(processor).pixels

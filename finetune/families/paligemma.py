@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -28,11 +27,21 @@ from finetune.families.base import (
 )
 from finetune.families.parts.boxes import without_box
 from finetune.families.parts.chat import Chat, Picture, Piece, encode_conversation
+from finetune.families.parts.parameter_counts import (
+    ParameterCounts,
+    linear,
+    require,
+    siglip_tower,
+    with_projector,
+)
 from finetune.families.parts.processors import tower_shape
 from finetune.families.parts.squares import stretched_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import open_image
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 PREFIX, SUFFIX = 0, 1  # in token_type_ids
@@ -121,6 +130,8 @@ class PaliGemmaFamily:
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """A picture of zeros (the mean colour), marked as suffix: nothing before it sees it."""
+        import torch
+
         count, size = processor.image_seq_length, processor.image_processor.size
         ids = np.full(count, processor.tokenizer.convert_tokens_to_ids(IMAGE), dtype=np.int64)
         return Encoded(
@@ -159,6 +170,11 @@ class PaliGemmaFamily:
                 looks += f", these none further back than {text.sliding_window - 1:,}"
             return AttentionShape(text.num_attention_heads, text.num_key_value_heads, text.head_dim, looks)
         return tower_shape(config.vision_config, "patches at patches of the picture")
+
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        vision = config.vision_config
+        require(config.text_config.model_type in ("gemma", "gemma2"), True)
+        return with_projector(config, siglip_tower(vision), linear(vision.hidden_size, config.projection_dim))
 
     def image_arithmetic(
         self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None

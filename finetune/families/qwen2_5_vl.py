@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from finetune.families.base import Encoded, ModulePaths, TowerSequence
 from finetune.families.parts import tower
 from finetune.families.parts.boxes import as_json, in_pixels
+from finetune.families.parts.parameter_counts import gated, linear, qwen_layer, qwen_merger, qwen_pixels
 from finetune.families.parts.qwen_grid import QwenGridFamily, Seen, Size
 from finetune.samples.conversation import BoxRef
+
+if TYPE_CHECKING:
+    import torch
 
 SECONDS = "second_per_grid_ts"  # from one step of a video's time to the next, for each video
 
@@ -37,18 +39,33 @@ class Qwen25VLFamily(QwenGridFamily):
 
         return Qwen2_5_VLProcessor
 
+    def tower_parameters(self, vision: Any) -> dict[str, int]:
+        width, root_mean_square_norm = vision.hidden_size, vision.hidden_size
+        layer = qwen_layer(
+            vision, width, gated(width, vision.intermediate_size, bias=True), root_mean_square_norm
+        )
+        return {
+            "model.visual.patch_embed": linear(qwen_pixels(vision), width, bias=False),
+            "model.visual.blocks": vision.depth * layer,
+            "model.visual.merger": root_mean_square_norm + qwen_merger(vision, width, vision.out_hidden_size),
+        }
+
     def written_boxes(self, ref: BoxRef, resized: Size) -> Sequence[str]:
         """``{"bbox_2d": [14, 0, 28, 84], "label": "dog"}`` in pixels of the picture as the model gets it, not of the
         file (Bai et al. 2025, arXiv 2502.13923, section 2.2; the object as in its grounding examples)."""
         return (as_json(ref, [in_pixels(box, resized) for box in ref.boxes]),)
 
     def _media(self, processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
+        import torch
+
         media = super()._media(processor, seen)
         seconds = [one.film.step for one in seen if one.film is not None]
         return media | ({SECONDS: torch.tensor(seconds)} if seconds else {})
 
     def steps_of_time(self, config: Any, encoded: Encoded) -> Sequence[float]:
         """In seconds, not in frames (Bai et al. 2025, arXiv 2502.13923, section 2.1.2)."""
+        import torch
+
         seconds = encoded.media.get(SECONDS, torch.zeros(0))
         return (config.vision_config.tokens_per_second * seconds).tolist()
 

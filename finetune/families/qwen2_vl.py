@@ -8,6 +8,7 @@ from typing import Any
 from finetune.families.base import ModulePaths
 from finetune.families.parts.boxes import THOUSANDTHS, in_thousandths
 from finetune.families.parts.chat import Control
+from finetune.families.parts.parameter_counts import layer_norm, linear, qwen_layer, qwen_merger, qwen_pixels
 from finetune.families.parts.qwen_grid import QwenGridFamily, Size
 from finetune.samples.conversation import BoxRef
 
@@ -32,6 +33,16 @@ class Qwen2VLFamily(QwenGridFamily):
         from finetune.families.parts.qwen_processors import Qwen2VLProcessor
 
         return Qwen2VLProcessor
+
+    def tower_parameters(self, vision: Any) -> dict[str, int]:
+        width = vision.embed_dim
+        inner = int(width * vision.mlp_ratio)
+        layer = qwen_layer(vision, width, linear(width, inner) + linear(inner, width), layer_norm(width))
+        return {
+            "model.visual.patch_embed": linear(qwen_pixels(vision), width, bias=False),
+            "model.visual.blocks": vision.depth * layer,
+            "model.visual.merger": layer_norm(width) + qwen_merger(vision, width, vision.hidden_size),
+        }
 
     def tower_width(self, config: Any) -> int:
         return config.vision_config.embed_dim  # its hidden_size is that of the language model

@@ -12,14 +12,15 @@ generated without thinking.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from finetune.families.base import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, AttentionShape, Encoded, ModulePaths
-from finetune.families.qwen3_vl import Qwen3VLFamily
+from finetune.families.parts.parameter_counts import LINEAR_ATTENTION
+from finetune.families.qwen3_vl import Qwen3VLFamily, tower_without_deep_stack
 
-LINEAR = "linear_attention"  # in layer_types
+if TYPE_CHECKING:
+    import torch
+
 MIXERS = (*ATTENTION_LAYERS, "in_proj_qkv", "in_proj_z", "out_proj")
 
 
@@ -48,10 +49,13 @@ class Qwen35Family(Qwen3VLFamily):
             "one sample into the next; train without --packing"
         )
 
+    def tower_parameters(self, vision: Any) -> dict[str, int]:
+        return tower_without_deep_stack(vision)
+
     def attention_shape(self, config: Any, name: str) -> AttentionShape | None:
         """None for the layers with linear attention: what they keep of earlier tokens is a state, not a row."""
         kinds = config.text_config.layer_types
-        if name.startswith("layer_") and kinds[int(name.removeprefix("layer_"))] == LINEAR:
+        if name.startswith("layer_") and kinds[int(name.removeprefix("layer_"))] == LINEAR_ATTENTION:
             return None
         return super().attention_shape(config, name)
 

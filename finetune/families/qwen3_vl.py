@@ -8,6 +8,7 @@ from typing import Any
 from finetune.families.base import ATTENTION_LAYERS, ModulePaths
 from finetune.families.parts import qwen_video
 from finetune.families.parts.boxes import as_json, in_thousandths
+from finetune.families.parts.parameter_counts import layer_norm, linear, qwen_layer, qwen_merger, qwen_pixels
 from finetune.families.parts.qwen_grid import QwenGridFamily, Size, cell_side
 from finetune.samples.conversation import BoxRef, VideoRef
 
@@ -34,6 +35,14 @@ class Qwen3VLFamily(QwenGridFamily):
 
         return Qwen3VLProcessor
 
+    def tower_parameters(self, vision: Any) -> dict[str, int]:
+        merged = vision.hidden_size * vision.spatial_merge_size**2
+        deep = layer_norm(merged) + qwen_merger(vision, vision.hidden_size, vision.out_hidden_size)
+        return {
+            **tower_without_deep_stack(vision),
+            "model.visual.deepstack_merger_list": len(vision.deepstack_visual_indexes) * deep,
+        }
+
     def resized_video(self, processor: Any, ref: VideoRef, size: Size) -> Size:
         """The bounds are of all frames together: long videos have small ones."""
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
@@ -57,6 +66,18 @@ class Qwen3VLFamily(QwenGridFamily):
         """``{"bbox_2d": [250, 0, 500, 1000], "label": "dog"}`` in thousandths of the picture, whatever its size (its
         grounding examples; Qwen2.5-VL's objects look the same and hold pixels)."""
         return (as_json(ref, [in_thousandths(box) for box in ref.boxes]),)
+
+
+def tower_without_deep_stack(vision: Any) -> dict[str, int]:
+    """Parameters of the tower and the merger at its end, by module."""
+    width, inner = vision.hidden_size, vision.intermediate_size
+    layer = qwen_layer(vision, width, linear(width, inner) + linear(inner, width), layer_norm(width))
+    return {
+        "model.visual.patch_embed": linear(qwen_pixels(vision), width),
+        "model.visual.pos_embed": vision.num_position_embeddings * width,
+        "model.visual.blocks": vision.depth * layer,
+        "model.visual.merger": layer_norm(width) + qwen_merger(vision, width, vision.out_hidden_size),
+    }
 
 
 class Qwen3VLMoeFamily(Qwen3VLFamily):

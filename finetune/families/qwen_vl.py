@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     AttentionShape,
@@ -18,7 +18,12 @@ from finetune.families.base import (
     restarting_positions,
 )
 from finetune.families.parts.boxes import as_markup, without_box
+from finetune.families.parts.parameter_counts import ParameterCounts, gated, layer_norm, linear, require
+from finetune.qwen_vl.fixed_sizes import N_POSITIONS, RESAMPLER_HEAD_WIDTH
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, Turn
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 
@@ -57,6 +62,8 @@ class QwenVLFamily:
         media: bool = True,
     ) -> Encoded:
         """With ``media=False`` no picture is opened: ids, labels and spans only, for counting tokens."""
+        import torch
+
         from finetune.qwen_vl.chatml import encode_chat
 
         refs = conversation.images
@@ -125,6 +132,8 @@ class QwenVLFamily:
 
     def blank(self, processor: Any) -> Encoded:
         """``<img>``, slots, ``</img>``: a picture of zeros, the mean colour."""
+        import torch
+
         side = processor.image_processor.image_size
         ids = np.array(processor.tokenizer.image_slots(), dtype=np.int64)
         return Encoded(
@@ -150,8 +159,6 @@ class QwenVLFamily:
             heads = config.num_attention_heads
             return AttentionShape(heads, heads, config.kv_channels, "tokens at tokens before them")
         if name == "visual_attn":
-            from finetune.qwen_vl.visual import RESAMPLER_HEAD_WIDTH
-
             width = config.visual["output_dim"]
             heads = max(width // RESAMPLER_HEAD_WIDTH, 1)
             return AttentionShape(heads, heads, width // heads, "queries at patches of the picture")
@@ -159,6 +166,10 @@ class QwenVLFamily:
         return AttentionShape(
             heads, heads, config.visual["width"] // heads, "patches at patches of the picture"
         )
+
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        parts = {**_language_parameters(config), **_visual_parameters(config.visual)}
+        return ParameterCounts(parts, config.num_hidden_layers, config.visual["layers"])
 
     def image_arithmetic(
         self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None
@@ -170,6 +181,45 @@ class QwenVLFamily:
             f"{patch} → {queries} queries → {queries} tokens"
         )
         return ImageArithmetic((side, side), (cells, cells), queries, words)
+
+
+def _language_parameters(config: Any) -> dict[str, int]:
+    width, attending = config.hidden_size, config.num_attention_heads * config.kv_channels
+    bias, inner = not config.no_bias, config.intermediate_size // 2  # of each branch
+    require(
+        (config.intermediate_size % 2, config.kv_channels % 2, width), (0, 0, config.visual["output_dim"])
+    )
+    layer = linear(width, 3 * attending) + linear(attending, width, bias=bias) + 2 * width
+    layer += gated(width, inner, bias=bias)
+    words = config.vocab_size * width
+    parts = {
+        "transformer.wte": words,
+        "transformer.h": config.num_hidden_layers * layer,
+        "transformer.ln_f": width,
+    }
+    return parts if config.tie_word_embeddings else parts | {"lm_head": words}
+
+
+def _visual_parameters(visual: Mapping[str, Any]) -> dict[str, int]:
+    width, out, queries = visual["width"], visual["output_dim"], visual["n_queries"]
+    inner = int(width * visual["mlp_ratio"])
+    cells = (visual["image_size"] // visual["patch_size"]) ** 2
+    require((width % visual["heads"], out % max(out // RESAMPLER_HEAD_WIDTH, 1)), (0, 0))
+    require((math.isqrt(queries) ** 2, bool(cells)), (queries, True))
+    layer = linear(width, 3 * width) + linear(width, width) + linear(width, inner) + linear(inner, width)
+    reading = 0 if width == out else linear(width, out, bias=False)
+    return {
+        "transformer.visual.conv1": linear(3 * visual["patch_size"] ** 2, width, bias=False),
+        "transformer.visual.positional_embedding": N_POSITIONS * width,
+        "transformer.visual.ln_pre": layer_norm(width),
+        "transformer.visual.transformer": visual["layers"] * (layer + 2 * layer_norm(width)),
+        "transformer.visual.attn_pool": 2 * queries * out
+        + reading
+        + 4 * linear(out, out)
+        + 2 * layer_norm(out),
+        "transformer.visual.ln_post": layer_norm(out),
+        "transformer.visual.proj": out**2,
+    }
 
 
 def _in_own_markup(part: Part) -> Part:

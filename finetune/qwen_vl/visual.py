@@ -12,10 +12,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finetune.qwen_vl.configuration import QwenVLConfig
+from finetune.qwen_vl.fixed_sizes import N_POSITIONS, RESAMPLER_HEAD_WIDTH
 
 LAYER_NORM_EPSILON = 1e-6
-N_POSITIONS = 256  # rows of the ViT's learned position table, independent of the image size
-RESAMPLER_HEAD_WIDTH = 128
 
 
 def eager_attention(

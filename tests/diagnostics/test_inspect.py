@@ -1,24 +1,34 @@
 """python -m diagnostics.inspect: what is said of a model is what the model is."""
 
+import functools
 import json
+import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from transformers import AutoConfig
 
 from diagnostics.capture.extractor import AttentionExtractor
-from diagnostics.inspect import architecture, main, markdown, mermaid, table
+from diagnostics.inspect import architecture, architecture_of_file, main, markdown, mermaid, table
 from diagnostics.probing.prompts import ProbeEncoder, padded
 from diagnostics.records.architectures import from_json, kept, place_of
 from finetune.families import FAMILIES, family_of
+from finetune.families.parts.processors import picture_settings
+from finetune.model.checkpoint import load_config
 from finetune.qwen_vl import QwenVLConfig
 from tests.diagnostics.published_shapes import COUNTED, SHAPES
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
-from tests.finetune.families.tiny_families import GRIDS
+from tests.finetune.families.tiny_families import ALL, GRIDS
+from tests.finetune.families.tiny_llava import LLAVAS
+from tests.finetune.families.tiny_qwen3_5 import HYBRIDS
+from tests.finetune.families.tiny_siglip import SIGLIPS
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "finetune" / "demo" / "base"
@@ -168,18 +178,124 @@ def inspected_without_torch(folder, *flags):
     )
 
 
-def test_a_folder_inspected_before_needs_no_torch_and_says_the_same(capsys, tmp_path):
+def saved(config):
+    """What is in the file of a configuration that transformers saved."""
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return json.loads((Path(folder) / "config.json").read_text())
+
+
+def built(content, folder, **asked):
+    """By transformers' classes, from a file in a new folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(content))
+    return architecture(load_config(folder), name="m", **asked)
+
+
+SAVED = {"Qwen-VL": QwenVLConfig, **{name: functools.partial(published, name) for name in SHAPES}}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_saved_configuration_says_what_its_model_is(name, tmp_path):
+    content = saved(SAVED[name]())
+    of_file = architecture_of_file(content, name="m", tokens=77, picture=(301, 202))
+    assert of_file == built(content, tmp_path, tokens=77, picture=(301, 202))
+
+
+TINY = [*ALL.values(), *LLAVAS.values(), *SIGLIPS.values(), *HYBRIDS.values()]
+
+
+@pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.family.name)
+def test_a_tiny_models_configuration_and_processor_say_it_too(tiny, tmp_path):
+    content = saved(tiny.model().config)
+    settings = picture_settings(tiny.processor(tmp_path))
+    of_file = architecture_of_file(content, name="m", picture=(301, 202), settings=settings)
+    assert of_file == built(content, tmp_path / "m", picture=(301, 202), settings=settings)
+
+
+def test_a_changed_configuration_is_read_as_transformers_reads_it_or_left_to_it(tmp_path):
+    """Sums of one family's parts hold for other sizes; what is out of the ordinary has no quick answer."""
+    drawn = random.Random(20261201)
+    contents = {name: saved(config()) for name, config in SAVED.items()}
+    answered = Counter()
+    for _ in range(700):
+        name = drawn.choice([*contents])
+        content = changed(contents[name], drawn)
+        settings = drawn.choice([None, {}, {"size": {"shortest_edge": 3136, "longest_edge": 100_352}}])
+        asked = {
+            "tokens": drawn.randint(1, 5000),
+            "picture": (drawn.randint(50, 3000), drawn.randint(50, 3000)),
+        }
+        found = architecture_of_file(content, name="m", settings=settings, **asked)
+        if found is not None:
+            answered[name] += 1
+            assert found == built(content, tmp_path, settings=settings, **asked), content
+    assert set(answered) == set(contents) and answered.total() > 200
+
+
+def changed(content, drawn):
+    """With few layers, and one or two other values."""
+    content = deepcopy(content)
+    sections = [content, *(value for value in content.values() if isinstance(value, dict))]
+    for section in sections:
+        for field in {"num_hidden_layers", "depth", "layers"} & section.keys():
+            section[field] = drawn.randint(1, 6)
+        if "layer_types" in section:
+            section["layer_types"] = (section["layer_types"] * 2)[: section["num_hidden_layers"]]
+    for _ in range(drawn.randint(1, 2)):
+        section = drawn.choice(sections)
+        field = drawn.choice([name for name, value in section.items() if not isinstance(value, dict)])
+        section[field] = drawn.choice(other_values(section[field]))
+        if drawn.random() < 0.1:
+            del section[field]
+        if drawn.random() < 0.1:
+            section[drawn.choice(["head_dim", "attention_bias", "vision_use_head", "unheard_of"])] = (
+                drawn.choice([True, False, 8, None])
+            )
+    return content
+
+
+def other_values(value):
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [
+            value * 2,
+            value + 1,
+            value * 3,
+            max(value // 2, 1),
+            value + 8,
+            64,
+            0,
+            None,
+            float(value),
+            str(value),
+        ]
+    if isinstance(value, list):
+        return [value[:-1], value[::-1], [], None]
+    return [*[value] * 6, None, "gelu", "silu", "llama", "qwen3", 1, 0.25]
+
+
+def test_a_folder_needs_no_torch_but_for_what_its_configuration_leaves_out(capsys, tmp_path):
+    """Neither the first time nor later, and whatever the example is."""
     folder = tmp_path / "moved"
     folder.mkdir()
     shutil.copy(BASE / "config.json", folder)
+    first = inspected_without_torch(folder, "--json", "--picture", "300x211")
+    assert first.returncode == 0, first.stderr
+    (kept_at,) = [place_of(str(folder), tokens=1024, picture=(300, 211))]
+    kept_at.unlink()
     assert main([str(folder), "--json", "--picture", "300x211"]) == 0
-    said = capsys.readouterr().out
-    again = inspected_without_torch(folder, "--json", "--picture", "300x211")
-    assert (again.returncode, again.stdout) == (0, said), again.stderr
-    # Another example is worked out anew, which needs the model.
-    assert (
-        "import of torch halted" in inspected_without_torch(folder, "--json", "--picture", "300x212").stderr
-    )
+    assert capsys.readouterr().out == first.stdout
+
+    config = json.loads((folder / "config.json").read_text())
+    del config["visual"]["n_queries"]  # as published files do
+    (folder / "config.json").write_text(json.dumps(config))
+    asked = ("--json", "--picture", "300x212")
+    assert "import of torch halted" in inspected_without_torch(folder, *asked).stderr
+    assert main([str(folder), *asked]) == 0
+    again = inspected_without_torch(folder, *asked)  # kept now
+    assert (again.returncode, again.stdout) == (0, capsys.readouterr().out)
 
 
 def test_what_is_kept_follows_the_configuration_and_survives_a_broken_file(capsys, tmp_path):

@@ -8,12 +8,14 @@ checkpoint's files say of videos. Every frame takes as many tokens, whatever its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from finetune.families.base import ImageTokens
+
+if TYPE_CHECKING:
+    import torch
 
 Size = tuple[int, int]  # width, height in pixels
 
@@ -39,6 +41,8 @@ def strip(stills: Sequence[ImageTokens], seconds: Sequence[float]) -> ImageToken
 
 def pixels(processor: Any, frames: Sequence[Any], sizes: Sequence[Size]) -> torch.Tensor:
     """Float[frames, 3, height, width]: frames of one size, resized to each of ``sizes`` (width, height) in turn."""
+    import torch
+
     pictures, said = processor.image_processor, processor.videos or {}
 
     def setting(name: str) -> Any:

@@ -10,11 +10,11 @@ allows; patches of ``patch_size`` go through the tower, and a merger makes one t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 
 from finetune.families.base import (
     DECODER_LAYERS,
@@ -28,11 +28,15 @@ from finetune.families.base import (
 )
 from finetune.families.parts import qwen_video, tower
 from finetune.families.parts.chat import Control, Picture, Piece, encode_conversation
+from finetune.families.parts.parameter_counts import ParameterCounts, decoder, output_layer, require
 from finetune.families.parts.processors import PUBLISHED
 from finetune.families.parts.qwen_video import Film, rotary_positions
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
 from finetune.samples.images import open_image, size_of
 from finetune.samples.videos import frame_size, open_frames
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 IMAGE = 1  # in mm_token_type_ids: 0 text, 1 picture, 2 video
@@ -126,9 +130,11 @@ class QwenGridFamily:
         """(width, height) of a video's frames after the resize: each within the bounds of a picture."""
         least, most = qwen_video.bounds(processor, self.video_pixels)
         most = most if ref.max_pixels is None else min(most, ref.max_pixels)
-        return _resized(size, cell_side(processor), (min(least, most), most), repr(ref.written))
+        return resized(size, cell_side(processor), (min(least, most), most), repr(ref.written))
 
     def _media(self, processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
+        import torch
+
         pictures = [one for one in seen if one.film is None]
         films = [(one, one.film) for one in seen if one.film is not None]
         media = _pixels(processor, pictures)
@@ -197,6 +203,8 @@ class QwenGridFamily:
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """``<|vision_start|><|image_pad|><|vision_end|>``: one cell of zeros, the mean colour."""
+        import torch
+
         image = processor.image_processor
         ids = processor.tokenizer.convert_tokens_to_ids([VISION_START, IMAGE_PAD, VISION_END])
         numbers = 3 * image.temporal_patch_size * image.patch_size**2
@@ -218,6 +226,8 @@ class QwenGridFamily:
 
         Trap: with the last three alone, transformers does not see where samples begin, and they see each other.
         """
+        import torch
+
         rotary = torch.cat([rotary_positions(one, self.steps_of_time(config, one)) for one in samples], dim=1)
         return {"position_ids": torch.cat([restarting_positions(samples)[None], rotary])[:, None]}
 
@@ -243,6 +253,18 @@ class QwenGridFamily:
         looks = self.tower_looks(config, int(name.removeprefix("vision_layer_")))
         return AttentionShape(vision.num_heads, vision.num_heads, width, looks)
 
+    def parameter_counts(self, config: Any) -> ParameterCounts:
+        text, vision = config.text_config, config.vision_config
+        require(
+            (text.model_type, vision.model_type), (f"{self.model_type}_text", f"{self.model_type}_vision")
+        )
+        parts = {"model.language_model": decoder(text), **self.tower_parameters(vision)}
+        return ParameterCounts(parts | output_layer(config), text.num_hidden_layers, vision.depth)
+
+    def tower_parameters(self, vision: Any) -> dict[str, int]:
+        """Of the tower and its mergers, by module."""
+        raise NotImplementedError
+
     def tower_width(self, config: Any) -> int:
         """Numbers for each patch between the tower's layers."""
         return config.vision_config.hidden_size
@@ -256,7 +278,7 @@ class QwenGridFamily:
         vision = config.vision_config
         patch, merge = vision.patch_size, vision.spatial_merge_size
         bounds = self.published_pixels if settings is None else _budget_of(settings)
-        width, height = _resized(size_pixels, patch * merge, bounds, f"of {size_pixels}")
+        width, height = resized(size_pixels, patch * merge, bounds, f"of {size_pixels}")
         rows, columns = height // patch, width // patch
         tokens = rows * columns // merge**2
         words = (
@@ -282,19 +304,26 @@ def resize(processor: Any, size: Size, budget: tuple[int, int], name: str) -> Si
 
     Raises ValueError, with the picture's name, where it is too elongated.
     """
-    return _resized(size, cell_side(processor), budget, name)
+    return resized(size, cell_side(processor), budget, name)
 
 
-def _resized(size: Size, cell: int, budget: tuple[int, int], name: str) -> Size:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    width, height = size
+def resized(size: Size, cell: int, budget: tuple[int, int], name: str) -> Size:
+    """Both sides to the nearest whole cells; where that leaves the budget, both by one factor, down to whole cells or
+    up, as transformers' Qwen2-VL does it (whose code imports torch)."""
+    (width, height), (least, most) = size, budget
     if max(size) > MOST_ELONGATED * min(size):
         raise ValueError(
             f"image {name}: found {width} × {height} pixels, expected no side more than {MOST_ELONGATED} times the "
             "other; cut it, or leave it out"
         )
-    new_height, new_width = smart_resize(height, width, cell, min_pixels=budget[0], max_pixels=budget[1])
+    pixels = width * height
+    new_width, new_height = (round(side / cell) * cell for side in size)
+    if new_width * new_height > most:
+        factor = math.sqrt(pixels / most)
+        new_width, new_height = (max(math.floor(side / factor / cell), 1) * cell for side in size)
+    elif new_width * new_height < least:
+        factor = math.sqrt(least / pixels)
+        new_width, new_height = (math.ceil(side * factor / cell) * cell for side in size)
     return new_width, new_height
 
 
@@ -305,14 +334,18 @@ def _processor_budget(processor: Any) -> tuple[int, int]:
 
 def _budget_of(settings: Mapping[str, Any]) -> tuple[int, int]:
     """Least and most pixels by a file, which has them in ``size`` or, as older ones, apart: then those count."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    size = settings.get("size") or Qwen2VLImageProcessorPil.size
+    size = settings.get("size") or _usual_size()
     least, most = settings.get("min_pixels"), settings.get("max_pixels")
     return (
         size["shortest_edge"] if least is None else least,
         size["longest_edge"] if most is None else most,
     )
+
+
+def _usual_size() -> Any:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil.size
 
 
 def _budget(processor: Any, ref: ImageRef | VideoRef) -> tuple[int, int]:
@@ -382,6 +415,8 @@ class Seen(NamedTuple):
 
 def _pixels(processor: Any, pictures: Sequence[Seen]) -> dict[str, torch.Tensor]:
     """``pixel_values`` Float[patches of all, 3 · frames · patch²], ``image_grid_thw`` Int[pictures, 3] in patches."""
+    import torch
+
     if not pictures:
         return {}
     found = [

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from finetune.families.base import Encoded, ImageTokens
 from finetune.families.parts.chat import Control, Piece, Slots
 from finetune.samples.conversation import VideoRef
+
+if TYPE_CHECKING:
+    import torch
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 VIDEO = 2  # in mm_token_type_ids
@@ -105,6 +107,7 @@ def pixel_values(processor: Any, frames: Sequence[Any], one: Film) -> torch.Tens
 
     The image processor shows a picture ``merged`` times, as one step of time; here each time is a frame of its own.
     """
+    import torch
     from transformers.image_utils import SizeDict
 
     image = processor.image_processor
@@ -151,6 +154,8 @@ def rotary_positions(encoded: Encoded, steps_of_time: Sequence[float] = ()) -> I
     A video's steps of time count on from its first where they stand together, 1 apart, or as ``steps_of_time`` says of
     each video, rounded down; where time stamps stand between them each is a picture of its own.
     """
+    import torch
+
     positions = np.zeros((3, len(encoded.input_ids)), dtype=np.int64)
     place = following = 0
     apart = iter(steps_of_time)

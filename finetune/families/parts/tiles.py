@@ -82,10 +82,17 @@ def tiles_of(tiling: Tiling, size: Size) -> tuple[int, int]:
 
 
 def _canvas(tiling: Tiling, size: Size) -> tuple[int, int]:
-    from transformers.image_processing_utils import select_best_resolution
-
+    """(height, width) of the canvas on which most of the picture's pixels are kept, and of those the one with the least
+    margins; the first of equals. As in LLaVA-NeXT, and in transformers (whose code imports torch)."""
     width, height = size
-    return select_best_resolution((height, width), list(tiling.canvases))
+
+    def loss(canvas: Sequence[int]) -> tuple[int, int]:
+        scale = min(canvas[1] / width, canvas[0] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return -kept, canvas[0] * canvas[1] - kept
+
+    rows, columns = min(tiling.canvases, key=loss)
+    return rows, columns
 
 
 def layout(tiling: Tiling, size: Size) -> Layout:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prompts import padded
 from finetune.families.base import AttentionShape
-from finetune.families.parts.qwen_grid import cell_side, image_tokens, resize, rotary_positions
+from finetune.families.parts.qwen_grid import cell_side, image_tokens, resize, resized, rotary_positions
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 from tests.finetune.families.pictures import about, picture
 from tests.finetune.families.tiny_families import CELL, GRIDS, IDS, LEAST_PIXELS, MERGE, MOST_PIXELS, PATCH
@@ -28,6 +29,17 @@ SIZES = [
     (301, 203),
     (8, 8),
 ]  # wide, tall, odd, thin, too large, too small
+
+
+def test_sizes_after_the_resize_are_those_of_the_processor():
+    drawn = np.random.default_rng(0)
+    for _ in range(2000):
+        width, height = (int(10 ** drawn.uniform(0.5, 3.6)) for _ in range(2))
+        cell, least = int(drawn.choice([8, 28, 32])), int(10 ** drawn.uniform(0, 5))
+        most = least * int(drawn.integers(1, 60)) + cell * cell
+        if max(width, height) <= 100 * min(width, height):
+            rows, columns = smart_resize(height, width, cell, min_pixels=least, max_pixels=most)
+            assert resized((width, height), cell, (least, most), "a picture") == (columns, rows)
 
 
 @pytest.fixture(scope="module", params=[*GRIDS, "qwen3.5"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from transformers.image_processing_utils import select_best_resolution
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
@@ -21,7 +22,7 @@ from diagnostics.records.probes import Probe
 from finetune.families import attention_modules
 from finetune.families.parts import tower
 from finetune.families.parts.coverage import region_coverage
-from finetune.families.parts.tiles import Tiling
+from finetune.families.parts.tiles import Tiling, tiles_of
 from tests.finetune.families.pictures import about, local_model, picture
 from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.families.tiny_siglip import SIGLIPS
@@ -34,6 +35,15 @@ TILED = {
 OVERVIEW_FIRST = ("llava-next", "llava-onevision")
 FITTED = OVERVIEW_FIRST  # with margins; the others stretch
 SIZES = [(90, 33), (31, 70), (50, 31), (97, 61), (57, 90)]
+
+
+def test_the_canvas_of_a_picture_is_the_processors():
+    drawn = np.random.default_rng(0)
+    for _ in range(500):
+        canvases = [tuple(map(int, drawn.integers(1, 5, 2) * 16)) for _ in range(drawn.integers(1, 9))]
+        size = tuple(map(int, drawn.integers(3, 200, 2)))
+        expected = select_best_resolution(size[::-1], canvases)
+        assert tiles_of(Tiling(16, 4, canvases), size) == (expected[0] // 16, expected[1] // 16)
 
 
 @pytest.fixture(scope="module", params=[*TILED])
