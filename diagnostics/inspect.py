@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # takes seconds to import, which a model that was inspected b
     from torch import nn
 
     from finetune.families import Family, ModulePaths
-    from finetune.families.parts.parameter_counts import ParameterCounts
+    from finetune.families.base import ParameterCounts
 
 BYTES = 4  # per value: attention maps are fp32
 
@@ -92,6 +92,7 @@ def architecture_of_file(
     somebody's own), or where anything is wrong: ``architecture`` finds out, or has the words for it.
     """
     from finetune.families import family_of
+    from finetune.families.base import parameter_counts
     from finetune.families.parts.saved_config import saved_config
 
     config = saved_config(content)
@@ -99,10 +100,9 @@ def architecture_of_file(
         return None
     try:
         family = family_of(config)
-        count = getattr(family, "parameter_counts", None)  # optional, as ``looks_ahead`` is
-        if count is None:
+        counts = parameter_counts(family, config)
+        if counts is None:
             return None
-        counts = count(config)
         image = family.image_arithmetic(config, picture, settings)
         return _architecture(name, family, config, counts, image, tokens)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
@@ -125,7 +125,7 @@ def _architecture(
 
 
 def _counted(model: nn.Module, family: Family) -> ParameterCounts:
-    from finetune.families.parts.parameter_counts import ParameterCounts
+    from finetune.families.base import ParameterCounts
 
     stacks = (family.paths.language_layers, family.paths.vision_layers)
     language, vision = (len(list(model.get_submodule(path).children())) for path in stacks)

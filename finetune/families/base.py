@@ -141,6 +141,14 @@ class AttentionShape:
     looks: str
 
 
+class ParameterCounts(NamedTuple):
+    """Of a model: parameters by the dotted name of a module or parameter, and how many layers its two stacks have."""
+
+    by_module: Mapping[str, int]
+    language_layers: int
+    vision_layers: int
+
+
 @dataclass(frozen=True)
 class TowerSequence:
     """One sequence within which a layer of the tower attends.
@@ -310,6 +318,13 @@ def learned_elsewhere(family: Family, processor: Any, conversation: Conversation
             unlike = np.flatnonzero(learned[:shared] != prompt[:shared])
             at = max((int(unlike[0]) if len(unlike) else shared) - SHARED_SHOWN, 0)
             yield OtherContext(index, learned[at:], prompt[at:])
+
+
+def parameter_counts(family: Family, config: Any) -> ParameterCounts | None:
+    """By a configuration that says everything, without a model; None where the family does not
+    count. Raises AttributeError or LookupError where the configuration has to be asked otherwise."""
+    own = getattr(family, "parameter_counts", None)  # optional, as ``looks_ahead`` is
+    return None if own is None else own(config)
 
 
 def ignored_elsewhere(family: Family, processor: Any) -> str:

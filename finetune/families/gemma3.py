@@ -20,12 +20,12 @@ from finetune.families.base import (
     Encoded,
     ImageArithmetic,
     ModulePaths,
+    ParameterCounts,
     TowerSequence,
 )
 from finetune.families.parts.boxes import as_json, in_thousandths
 from finetune.families.parts.chat import Picture, Piece, encode_conversation
 from finetune.families.parts.parameter_counts import (
-    ParameterCounts,
     linear,
     require,
     siglip_tower,

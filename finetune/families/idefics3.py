@@ -32,6 +32,7 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    ParameterCounts,
     TowerSequence,
     restarting_positions,
 )
@@ -39,7 +40,6 @@ from finetune.families.parts import film_strips, idefics3_chat, tower
 from finetune.families.parts.chat import encode_conversation
 from finetune.families.parts.idefics3_chat import AROUND, END, IMAGE, OVERVIEW, views_of
 from finetune.families.parts.parameter_counts import (
-    ParameterCounts,
     decoder,
     linear,
     output_layer,

@@ -29,6 +29,7 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    ParameterCounts,
     TowerSequence,
     restarting_positions,
 )
@@ -36,7 +37,6 @@ from finetune.families.parts import film_strips, tower
 from finetune.families.parts.boxes import in_thousandths, without_box
 from finetune.families.parts.chat import Control, Picture, Piece, Slots, encode_conversation
 from finetune.families.parts.parameter_counts import (
-    ParameterCounts,
     layer_norm,
     linear,
     require,

@@ -22,6 +22,7 @@ from finetune.families.base import (
     Encoded,
     ImageArithmetic,
     ModulePaths,
+    ParameterCounts,
     Size,
     TowerSequence,
     restarting_positions,
@@ -29,7 +30,7 @@ from finetune.families.base import (
 from finetune.families.parts import tower
 from finetune.families.parts.boxes import written_boxes
 from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_conversation
-from finetune.families.parts.parameter_counts import ParameterCounts, clip_tower, two_layers, with_projector
+from finetune.families.parts.parameter_counts import clip_tower, two_layers, with_projector
 from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.squares import square_tokens
 from finetune.families.parts.tokenizer import load_tokenizer

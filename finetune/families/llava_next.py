@@ -25,13 +25,14 @@ from finetune.families.base import (
     Encoded,
     ImageArithmetic,
     ModulePaths,
+    ParameterCounts,
     TowerSequence,
     restarting_positions,
 )
 from finetune.families.parts import tiles, tower
 from finetune.families.parts.boxes import written_boxes
 from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_conversation, end_of_answers
-from finetune.families.parts.parameter_counts import ParameterCounts, clip_tower, two_layers, with_projector
+from finetune.families.parts.parameter_counts import clip_tower, two_layers, with_projector
 from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.tiles import Size, Tiling
 from finetune.families.parts.tokenizer import load_tokenizer

@@ -32,6 +32,7 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    ParameterCounts,
     Tiles,
     TowerSequence,
     restarting_positions,
@@ -39,7 +40,7 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, tiles, tower
 from finetune.families.parts.boxes import as_json, in_thousandths
 from finetune.families.parts.chat import Chat, Picture, Piece, TurnByTurn, encode_conversation
-from finetune.families.parts.parameter_counts import ParameterCounts, siglip_tower, two_layers, with_projector
+from finetune.families.parts.parameter_counts import siglip_tower, two_layers, with_projector
 from finetune.families.parts.processors import (
     chat_template,
     language_shape,

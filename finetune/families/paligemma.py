@@ -23,12 +23,12 @@ from finetune.families.base import (
     Encoded,
     ImageArithmetic,
     ModulePaths,
+    ParameterCounts,
     TowerSequence,
 )
 from finetune.families.parts.boxes import without_box
 from finetune.families.parts.chat import Chat, Picture, Piece, encode_conversation
 from finetune.families.parts.parameter_counts import (
-    ParameterCounts,
     linear,
     require,
     siglip_tower,

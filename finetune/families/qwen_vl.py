@@ -15,10 +15,11 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    ParameterCounts,
     restarting_positions,
 )
 from finetune.families.parts.boxes import as_markup, without_box
-from finetune.families.parts.parameter_counts import ParameterCounts, gated, layer_norm, linear, require
+from finetune.families.parts.parameter_counts import gated, layer_norm, linear, require
 from finetune.qwen_vl.fixed_sizes import N_POSITIONS, RESAMPLER_HEAD_WIDTH
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, Turn
 

@@ -7,18 +7,11 @@ LookupError: then the model has to be built to be known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from finetune.families.base import ParameterCounts
+
 LINEAR_ATTENTION = "linear_attention"
-
-
-class ParameterCounts(NamedTuple):
-    """Of a model: parameters by the dotted name of a module or parameter, and how many layers its two stacks have."""
-
-    by_module: Mapping[str, int]
-    language_layers: int
-    vision_layers: int
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> int:

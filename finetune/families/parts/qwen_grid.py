@@ -23,12 +23,13 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    ParameterCounts,
     TowerSequence,
     restarting_positions,
 )
 from finetune.families.parts import qwen_video, tower
 from finetune.families.parts.chat import Control, Picture, Piece, encode_conversation
-from finetune.families.parts.parameter_counts import ParameterCounts, decoder, output_layer, require
+from finetune.families.parts.parameter_counts import decoder, output_layer, require
 from finetune.families.parts.processors import PUBLISHED
 from finetune.families.parts.qwen_video import Film, rotary_positions
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
