@@ -408,7 +408,9 @@ def compare_sources(
         base=base,
         allow_other_base=allow_other_base,
     )
-    series = _series((before, *between, after), found) if between else None
+    series, best = _series((before, *between, after), found) if between else (None, [])
+    for line in best:
+        print(f"warning: {line}", flush=True)
     comparison = compare(
         found.records[0],
         found.records[-1],
@@ -423,15 +425,21 @@ def compare_sources(
     return comparison
 
 
-def _series(sources: Sequence[str], found: Found) -> dict[int, Records]:
+def _series(sources: Sequence[str], found: Found) -> tuple[dict[int, Records], list[str]]:
     """The records of every checkpoint by its step or place, without those of the best model, which a run loaded at its
-    end and measured in place of the last step's: it is of an earlier step. What is compared with always stays."""
-    ordered = zip(found.steps, found.records, sources, strict=True)
-    return {
-        at: records
-        for at, records, source in ordered
-        if at == found.steps[0] or best_in(Path(source).expanduser()) is None
-    }
+    end and measured in place of the last step's: it is of an earlier step; and a line on each of these. What is
+    compared with always stays."""
+    series, left_out = {}, []
+    for at, records, source in zip(found.steps, found.records, sources, strict=True):
+        best = None if at == found.steps[0] else best_in(Path(source).expanduser())
+        if best is None:
+            series[at] = records
+        else:
+            left_out.append(
+                f"The time series leaves out {printable(source)}: its records are of {printable(best)}, the best "
+                "model, which its run loaded at the end."
+            )
+    return series, left_out
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def test_a_checkpoint_against_itself_gives_no_finding(tmp_path: Path) -> None:
         assert set(group["drift_jsd_nats"].values()) == {0.0}
 
 
-def test_the_best_model_of_a_run_is_no_point_on_the_way(tmp_path: Path) -> None:
+def test_the_best_model_of_a_run_is_no_point_on_the_way(capsys, tmp_path: Path) -> None:
     """Its records stand at the last step, in place of that step's own."""
     attention = run_folder(tmp_path, per_group=3, steps=(0, 5, 10, 20))
     folders = [str(attention / f"step-0000{step:02}") for step in (0, 5, 10, 20)]
@@ -253,6 +253,8 @@ def test_the_best_model_of_a_run_is_no_point_on_the_way(tmp_path: Path) -> None:
     (attention / "step-000020" / "complete.json").write_text('{"best": "checkpoint-5"}')
     best = compare_sources(folders[0], folders[-1], tmp_path / "best", between=folders[1:-1])
     assert best["series"]["steps"] == [0, 5, 10] and best["groups"] == way["groups"]
+    said = capsys.readouterr().out
+    assert f"leaves out {folders[-1]}: its records are of checkpoint-5, the best model" in said
     places = compare_sources(folders[2], folders[-1], tmp_path / "places", between=folders[:2])  # in no order
     assert places["series"]["steps"] == [0, 1, 2]
     (attention / "step-000000" / "complete.json").write_text('{"best": "checkpoint-9"}')  # of another run
