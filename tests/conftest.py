@@ -13,6 +13,7 @@ import jaxtyping
 import pytest
 import torch
 
+from finetune.model import checkpoint, trial
 from finetune.training import extension_locks
 from tests import annotations, order
 
@@ -35,14 +36,17 @@ def pytest_sessionstart() -> None:
         extension_locks.mend(root)
 
 
-def pytest_collection_finish() -> None:
-    """Leaves what was imported out of garbage collection: a Trainer collects at each start, .5 s over all of it."""
-    gc.collect()
-    gc.freeze()
+_files_begun: set[Path] = set()
 
 
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """At each file leaves what is there out of garbage collection: a Trainer collects at each start, .5 s over all that
+    tests have imported by then."""
     annotations.next_test()
+    if item.path not in _files_begun:
+        _files_begun.add(item.path)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +58,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Caches token counts in a folder of the tests, also for processes that they start."""
     os.environ["ATTENTION_FINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_trials() -> Iterator[None]:
+    """The chat templates of small models end: trying each in a process of its own would take a tenth of all time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "excess", lambda work: None)
+        yield
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates are tried, for tests of some that do not end."""
+    monkeypatch.setattr(checkpoint, "excess", trial.excess)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,9 @@ from finetune.model.trial import excess
 from tests.finetune.families.tiny_families import GRIDS
 
 
+pytestmark = pytest.mark.usefixtures("trials")
+
+
 @pytest.fixture(autouse=True)
 def _in_a_second(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trial, "SECONDS", 1)
