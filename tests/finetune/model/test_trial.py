@@ -12,7 +12,6 @@ from finetune.model import checkpoint, trial
 from finetune.model.trial import excess
 from tests.finetune.families.tiny_families import GRIDS
 
-
 pytestmark = pytest.mark.usefixtures("trials")
 
 
