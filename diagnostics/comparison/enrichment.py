@@ -41,7 +41,8 @@ class LayerEnrichment:
     without_sinks   the change with sinks left out; None if no sink was found
     relative        mean ``relative_change``: the change of a typical probe
     effect          effect size of the relative change, in standard deviations; None if undefined
-    direction       which way a significant change points: ``agreed_direction``
+    direction       which way a significant change points: ``agreed_direction``; 0 where a map is empty on one side
+                    alone, which is no change of what was measured
     trained_on      attention was trained on there: it looks where it was told to
     """
 
@@ -84,6 +85,7 @@ def enrichment_by_layer(
     for index, layer in enumerate(members[0].layers):
         before, after = _enrichments(members, index)
         relative = relative_change(before, after)
+        one_sided = any(pair.layers[index].is_empty_once for pair in members)
         found.append(
             LayerEnrichment(
                 layer=layer.layer,
@@ -94,7 +96,7 @@ def enrichment_by_layer(
                 without_sinks=_without_sinks(members, [index] * len(members), level),
                 relative=bootstrap_mean(relative, images, level=level),
                 effect=effect_size(relative, images),
-                direction=int(agreed_direction(relative, images)),
+                direction=0 if one_sided else int(agreed_direction(relative, images)),
                 trained_on=any(pair.is_trained_on(layer.layer) for pair in members),
             )
         )

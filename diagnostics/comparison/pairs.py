@@ -61,6 +61,11 @@ class LayerPair:
     readings: Mapping[str, RegionChange]
     drift_jsd_nats: float | None
 
+    @property
+    def is_empty_once(self) -> bool:
+        """Does the row look at the picture on one side alone, as where half precision rounds it to 0 on the other?"""
+        return bool(self.before.any() != self.after.any())
+
 
 @dataclass(frozen=True)
 class ProbePair:

@@ -98,7 +98,8 @@ def verdict(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     and mediation. Groups named ``retention`` and ``neighbour`` are judged by whether they were kept: accuracy after of
     at least 97 % or 95 % of that before, of probes and with each picture counted once, and generated answers no less
     right than before beyond ``disagreement``.
-    Fewer than 20 probes, or 20 pictures, are too few, and so are those of which none was right before. Where a picture
+    Fewer than 20 probes, or 20 pictures, are too few, and so are those of which none was right before, by margin or as
+    generated. Where a picture
     is in the training data, only a loss is claimed: what was trained on shows nothing else.
     """
     if evidence.answers is None:
@@ -140,7 +141,7 @@ def _claim(evidence: Evidence, answers: Answers) -> str:
 
 def _kept(group: str, answers: Answers) -> Verdict:
     """Kept or lost, by the share of the accuracy before, and whether a single probe would change that."""
-    if not answers.before:
+    if not answers.before and answers.speech_lost is None:
         return Verdict(TOO_FEW, ("No probe was answered correctly before, so there is nothing to keep.",))
     right = f"{percent(answers.after)} of the probes are answered correctly, {percent(answers.before)} before"
     fell = [] if keeps(group, answers.before, answers.after) else ["by answers"]
@@ -176,7 +177,9 @@ def _one_more(group: str, answers: Answers) -> str:
 
 def lost(group: str, answers: Answers | None) -> Verdict | None:
     """The verdict on a group that should have been kept but was lost, even with few probes; else None."""
-    if answers is None or group not in KEPT_SHARE or not answers.before or answers.keeps(group):
+    if answers is None or group not in KEPT_SHARE or answers.keeps(group):
+        return None
+    if not answers.before and answers.speech_lost is None:
         return None
     return _kept(group, answers)
 

@@ -333,31 +333,25 @@ _REASONS = {
     "{level:n} interval {a:n} to {b:n}": "{level} 置信区间 {a} 至 {b}",
     "the same on every picture": "每张图都相同",
     "{a:n} of the answers are right ({i:i}; at least {b:n} must be), {c:n} before: {g:n} became right and {l:n} wrong "
-    "(exact McNemar p = {p:n}).": (
-        "{a} 的回答正确（{i}；至少需 {b}），之前 {c}：{g} 张图变对，{l} 张变错（精确 McNemar 检验 p = {p}）。"
-    ),
-    "{a:n} of the answers are right ({i:i}; at least {b:n} must be), {c:n} before: {g:n} became right and {l:n} wrong "
-    "(exact McNemar p = {p:n}); but {s:n} of the generated answers are right, {o:n} before, which differs by more than "
-    "{d:n}.": (
-        "{a} 的回答正确（{i}；至少需 {b}），之前 {c}：{g} 张图变对，{l} 张变错（精确 McNemar 检验 p = {p}）；"
-        "但实际生成的回答有 {s} 正确，之前 {o}，相差超过 {d}。"
+    "(exact McNemar p = {p:n}){rest:t}": (
+        "{a} 的回答正确（{i}；至少需 {b}），之前 {c}：{g} 张图变对，{l} 张变错（精确 McNemar 检验 p = {p}）{rest}"
     ),
     "{a:n} of the answers are right, {e:n} with each picture counted once ({i:i} of these; at least {b:n} of both must be), "
-    "{c:n} of the answers before: on {g:t} more became right and on {l:n} fewer (exact McNemar p = {p:n}).": (
+    "{c:n} of the answers before: on {g:t} more became right and on {l:n} fewer (exact McNemar p = {p:n}){rest:t}": (
         "{a} 的回答正确，每张图片计一次则为 {e}（后者的 {i}；两者都至少需 {b}），之前 {c} 的回答正确：{g}上答对更多，{l} 张更少"
-        "（精确 McNemar 检验 p = {p}）。"
+        "（精确 McNemar 检验 p = {p}）{rest}"
     ),
-    "{a:n} of the answers are right, {e:n} with each picture counted once ({i:i} of these; at least {b:n} of both must be), "
-    "{c:n} of the answers before: on {g:t} more became right and on {l:n} fewer (exact McNemar p = {p:n}); but {s:n} of the "
-    "generated answers are right, {o:n} before, which differs by more than {d:n}.": (
-        "{a} 的回答正确，每张图片计一次则为 {e}（后者的 {i}；两者都至少需 {b}），之前 {c} 的回答正确：{g}上答对更多，{l} 张更少"
-        "（精确 McNemar 检验 p = {p}）；但实际生成的回答有 {s} 正确，之前 {o}，相差超过 {d}。"
+    "; but {s:n} of the generated answers are right, {o:n} before, which differs by more than {d:n}.": (
+        "；但实际生成的回答有 {s} 正确，之前 {o}，相差超过 {d}。"
     ),
-    "{a:n} of the answers are right, {e:n} with each picture counted once ({i:i} of these; at least {b:n} of both must be), "
-    "{c:n} of the answers before: on {g:t} more became right and on {l:n} fewer (exact McNemar p = {p:n}); but {s:n} of the "
-    "generated answers are right with each picture counted once, {o:n} before, which differs by more than {d:n}.": (
-        "{a} 的回答正确，每张图片计一次则为 {e}（后者的 {i}；两者都至少需 {b}），之前 {c} 的回答正确：{g}上答对更多，{l} 张更少"
-        "（精确 McNemar 检验 p = {p}）；但每张图片计一次，实际生成的回答只有 {s} 正确，之前 {o}，相差超过 {d}。"
+    "; but {s:n} of the generated answers are right with each picture counted once, {o:n} before, which differs by more than "
+    "{d:n}.": "；但每张图片计一次，实际生成的回答只有 {s} 正确，之前 {o}，相差超过 {d}。",
+    "; in all, fewer answers are right, beyond chance{rest:t}": "；总体上正确的回答变少了，且超出偶然{rest}",
+    "; in all, right answers did not become more{rest:t}": "；总体上正确的回答并没有变多{rest}",
+    "; in all, right answers did not become fewer{rest:t}": "；总体上正确的回答并没有变少{rest}",
+    "; {a:n} of the generated answers are right, {b:n} before.": "；实际生成的回答有 {a} 正确，之前 {b}。",
+    "; {a:n} of the generated answers are right with each picture counted once, {b:n} before.": (
+        "；每张图片计一次，实际生成的回答有 {a} 正确，之前 {b}。"
     ),
     "No probe of this group has a foil to compare with its answer.": "本组没有探针带有可与答案比较的错误答案。",
     "The region gets {a:n} times the attention that its area alone would get, {b:n} before ({m:t}; {c:t}){rest:t}": (
@@ -529,6 +523,7 @@ _REASONS = {
         "{a} 的探针答对，之前 {b}；每张图片计一次则为 {c}，之前 {d}：前者不到之前答对率的 {e}{one}"
     ),
     "No probe was answered correctly before, so there is nothing to keep.": "之前没有一个探针答对，因此没有可保持的。",
+    "Of what it says {a:n} is right, {b:n} before.": "它实际说出的回答有 {a} 正确，之前 {b}。",
     "; but {a:n} of the generated answers are right, {b:n} before.": "；但实际生成的回答有 {a} 正确，之前 {b}。",
     "; but {a:n} of the generated answers are right with each picture counted once, {b:n} before.": (
         "；但每张图片计一次，实际生成的回答有 {a} 正确，之前 {b}。"

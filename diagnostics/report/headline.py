@@ -145,7 +145,7 @@ def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
     """Right answers before and after of these groups together: "(0 → 40 of 40)"; "" where none has a foil.
 
     In per cent where probes share pictures, "(0 % → 92.7 %, by picture 0 % → 64 %)": both are judged. Of a group that
-    was lost by what it says, "(98 % → 60 % of what it says, by picture)".
+    got worse by what it says, "(98 % → 60 % of what it says, by picture)".
     """
     if len(groups) == 1 and (spoken := _speech_words(groups[0])):
         return spoken
@@ -162,9 +162,10 @@ def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _speech_words(group: Mapping[str, Any]) -> str:
-    """Of a group that was lost by its generated answers more than by margin, how far these fell; else ""."""
+    """Of a group that got worse by its generated answers more than by margin, how far these fell; else ""."""
     lost = group.get("speech_lost")
-    if group["verdict"] not in LOST.values() or lost is None or _change(lost) >= _change_by_margin(group):
+    worse = (*LOST.values(), WORSE)
+    if group["verdict"] not in worse or lost is None or _change(lost) >= _change_by_margin(group):
         return ""
     which = ", by picture" if lost["by_picture"] else ""
     return f"({percent_words(lost['before'])} → {percent_words(lost['after'])} of what it says{which})"
@@ -236,7 +237,18 @@ def _claim(name: str, comparison: Mapping[str, Any]) -> Claim:
     words = CLAIMS[group["verdict"]].format(
         question=_question(members), count=count_words([group]), region=_region(members)
     )
+    if group["verdict"] in (NOT_MOVED, ATTENTION_ALONE):
+        words += _otherwise(group, comparison.get("thresholds", {}).get("disagreement", 1.0))
     return Claim(kind_of(group["verdict"]), words.replace(" .", ".").replace(" ,", ",").replace(" ;", ";"))
+
+
+def _otherwise(group: Mapping[str, Any], most: float) -> str:
+    """A sentence on what it says, of a group whose margins show no change, where that changed by more than this."""
+    said = group.get("said_the_answer")
+    if said is None or abs(_change(said)) <= most + 1e-9:
+        return ""
+    before, after = (percent_words(said[side]) for side in ("before", "after"))
+    return f" Of what it says {after} is right, {before} before."
 
 
 def _kept(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[Claim]:

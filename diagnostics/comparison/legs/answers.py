@@ -28,6 +28,10 @@ class Said(NamedTuple):
     by_picture: bool = False
 
     @property
+    def change(self) -> float:
+        return self.after - self.before
+
+    @property
     def words(self) -> str:
         """ "75 % of the generated answers are right, 100 % before" """
         once = " with each picture counted once" if self.by_picture else ""
@@ -49,12 +53,15 @@ class Answers(NamedTuple):
     difference_ci95  interval of after − before: Clopper–Pearson of gained among gained + lost, or the bootstrap's where
                      probes share pictures
     enough           whether the share right after, of probes and of pictures, reaches the threshold
-    change           ``MORE``, ``FEWER``, or ``SAME`` if chance explains the change
+    change           ``MORE``, ``FEWER``, or ``SAME`` if chance explains the change. More are claimed where the test
+                     says so and the shares of probes and of pictures rose; fewer where both fell and the test or the
+                     interval says so, or where margins show no change and what is generated fell by the same test
     said             shares of generated answers that are right; None if none were generated
     disagrees        whether generated answers and margins, of probes or of pictures, differ by more than the threshold:
                      after, or in how many more are right than before, where the generated ones rose less than half as
                      much
-    speech_lost      the shares of generated answers that are right, where these fell by more than that threshold
+    speech_lost      the shares of generated answers that are right, where these fell by more than that threshold, of
+                     probes or of pictures, whichever fell more
     """
 
     probes: int
@@ -113,14 +120,19 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
     images = images_of(scored)
     right = np.array([[is_right(getattr(pair, side)) for pair in scored] for side in SIDES], float)
     by_image = [by_picture(one, images) for one in right]
-    gained, lost = int((by_image[1] > by_image[0]).sum()), int((by_image[1] < by_image[0]).sum())
-    p = mcnemar_p(gained, lost)
-    change = SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
+    gained, lost, p = _test(*by_image)
     shares = [float(one.mean()) for one in right]
     of_images = [float(one.mean()) for one in by_image]
     intervals = [interval_over_pictures(one, level) for one in by_image]
-    said = _said(scored, images)
+    difference = _difference_interval(right[1] - right[0], images, level)
+    by_margin = _change(shares, of_images, (gained, lost, p), difference, level)
     most = thresholds.disagreement + 1e-9
+    spoken = _spoken(scored)
+    said = _said(spoken, images)
+    speech_lost = max((one for one in said if -one.change > most), key=lambda one: -one.change, default=None)
+    change = by_margin
+    if by_margin == SAME and speech_lost is not None and _fell(spoken, images, level):
+        change = FEWER
     apart = next(
         (one for one, right in zip(said, (shares, of_images), strict=False) if _is_apart(right, one, most)),
         None,
@@ -140,12 +152,12 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
         gained,
         lost,
         p,
-        _difference_interval(right[1] - right[0], images, level),
+        difference,
         enough,
         change,
         said[0][:2] if said else None,
         apart is not None,
-        next((one for one in said if one.before - one.after > most), None),
+        speech_lost,
         Leg(
             holds,
             len(scored),
@@ -160,6 +172,8 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
                 apart,
                 thresholds,
                 level,
+                in_all=_unlike_the_test((gained, lost, p), by_margin, level),
+                otherwise=_said_otherwise(said, most) if by_margin == SAME else "",
             ),
         ),
     )
@@ -170,21 +184,77 @@ def is_right(record: AttentionRecord) -> bool:
     return (record.scores.margin_nats or 0.0) > 0
 
 
-def _said(pairs: Sequence[ProbePair], images: Sequence[str]) -> tuple[Said, ...]:
-    """Shares of generated answers that are right, of probes and of pictures; empty if none were generated.
+def _test(before: np.ndarray, after: np.ndarray) -> tuple[int, int, float]:
+    """Pictures with more and with fewer right answers after, and the exact McNemar test over them; of each picture's
+    share before and after."""
+    gained, lost = int((after > before).sum()), int((after < before).sum())
+    return gained, lost, mcnemar_p(gained, lost)
+
+
+def _change(
+    shares: Sequence[float],
+    of_images: Sequence[float],
+    test: tuple[int, int, float],
+    difference: tuple[float, float],
+    level: float,
+) -> str:
+    """``MORE``, ``FEWER`` or ``SAME`` by margin.
+
+    The test counts a picture that gained one of ten right answers as one that lost all ten: where few pictures turn the
+    mean against it, it is no evidence of more. A fall of the mean beyond chance is one, whatever the test counts.
+    """
+    gained, lost, p = test
+    told = p < 1 - level
+    if told and gained > lost and shares[1] > shares[0] and of_images[1] > of_images[0]:
+        return MORE
+    fell = shares[1] < shares[0] and of_images[1] < of_images[0]
+    return FEWER if fell and ((told and lost > gained) or difference[1] < 0) else SAME
+
+
+def _unlike_the_test(test: tuple[int, int, float], change: str, level: float) -> str:
+    """A clause where the change is not what the test alone would say; else ""."""
+    gained, lost, p = test
+    alone = SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
+    if change == alone:
+        return ""
+    if change == FEWER:
+        return "; in all, fewer answers are right, beyond chance"
+    return f"; in all, right answers did not become {'more' if alone == MORE else 'fewer'}"
+
+
+def _spoken(pairs: Sequence[ProbePair]) -> list[Float[np.ndarray, " probes"]]:
+    """Which generated answers are right before and after; empty if none were generated.
 
     If any answer was generated, an empty reply counts as wrong: the model ended its turn at once.
     """
     if not any(getattr(pair, side).scores.generated for pair in pairs for side in SIDES):
-        return ()
-    right = [
+        return []
+    return [
         np.array(
             [says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in pairs], float
         )
         for side in SIDES
     ]
-    before, after = (float(by_picture(one, images).mean()) for one in right)
-    return Said(float(right[0].mean()), float(right[1].mean())), Said(before, after, by_picture=True)
+
+
+def _said(spoken: Sequence[Float[np.ndarray, " probes"]], images: Sequence[str]) -> tuple[Said, ...]:
+    """Shares of generated answers that are right, of probes and of pictures; empty if none were generated."""
+    if not spoken:
+        return ()
+    before, after = (float(by_picture(one, images).mean()) for one in spoken)
+    return Said(float(spoken[0].mean()), float(spoken[1].mean())), Said(before, after, by_picture=True)
+
+
+def _fell(spoken: Sequence[Float[np.ndarray, " probes"]], images: Sequence[str], level: float) -> bool:
+    """Did generated answers become wrong on more pictures than right, beyond chance?"""
+    gained, lost, p = _test(*(by_picture(one, images) for one in spoken))
+    return p < 1 - level and lost > gained
+
+
+def _said_otherwise(said: Sequence[Said], most: float) -> str:
+    """A clause on generated answers that changed by more than this, of probes or of pictures; else ""."""
+    moved = [one for one in said if abs(one.change) > most]
+    return f"; {max(moved, key=lambda one: abs(one.change)).words}" if moved else ""
 
 
 def _is_apart(margins: Sequence[float], said: Said, most: float) -> bool:
@@ -239,9 +309,12 @@ def _reason(
     apart: Said | None,
     thresholds: Thresholds,
     level: float,
+    *,
+    in_all: str,
+    otherwise: str,
 ) -> str:
     """``of_images``: the share after with each picture counted once, which the interval ``after`` is of; None where no
-    probes share a picture."""
+    probes share a picture. ``in_all``, ``otherwise``: clauses on all answers together, and on what was generated."""
     gained, lost, p = changed
     words = f"{percent(shares[1])} of the answers are right"
     interval, least = percent_interval(after, level).replace("+", ""), percent(thresholds.right)
@@ -254,7 +327,7 @@ def _reason(
             f"must be), {percent(shares[0])} of the answers before: on {count(gained, 'picture')} more became right "
             f"and on {lost} fewer"
         )
-    words += f" (exact McNemar p = {p:.2g})"
+    words += f" (exact McNemar p = {p:.2g}){in_all}"
     if apart is not None:
-        words += f"; but {apart.words}, which differs by more than {percent(thresholds.disagreement)}"
-    return words + "."
+        return f"{words}; but {apart.words}, which differs by more than {percent(thresholds.disagreement)}."
+    return f"{words}{otherwise}."

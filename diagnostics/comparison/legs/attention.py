@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diagnostics.comparison.legs.leg import Leg, listed, not_measured, percent, percent_interval, too_few
-from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, images_of, mass_on_map, nested
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, mass_on_map, nested
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.attention import enrichment
 from diagnostics.measures.statistics import (
@@ -165,7 +165,7 @@ def _that_see(pairs: Sequence[ProbePair], sentence: str) -> Unseen:
     without those in which a probe's map is empty on one side alone, as where half precision rounds it to 0: its change
     would be all or nothing, of what was not measured."""
     seeing = _seeing(pairs)
-    if one_sided := [row for row in seeing if any(_is_empty_once(pair.layers[row]) for pair in pairs)]:
+    if one_sided := [row for row in seeing if any(pair.layers[row].is_empty_once for pair in pairs)]:
         seeing = [row for row in seeing if row not in one_sided]
         layers = _layers([pairs[0].layers[row].layer for row in one_sided])
         sentence = f"{sentence} {ONE_SIDED.format(layers=layers)}".lstrip()
@@ -178,10 +178,6 @@ def _that_see(pairs: Sequence[ProbePair], sentence: str) -> Unseen:
     return Unseen(
         tuple(replace(pair, layers=tuple(pair.layers[row] for row in seeing)) for pair in pairs), sentence
     )
-
-
-def _is_empty_once(layer: LayerPair) -> bool:
-    return bool(layer.before.any() != layer.after.any())
 
 
 def _seeing(pairs: Sequence[ProbePair]) -> list[int]:

@@ -24,7 +24,7 @@ from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR
 from diagnostics.records.record import AttentionRecord
 
 LEAST_OF_ONE_ANSWER = 5
-"""Guards needed to judge one right answer separately: losing one answer among many kept ones is a bias too."""
+"""Guards needed to judge one foil separately: losing one answer among many kept ones is a bias too."""
 FREQUENT, COVERED = 0.2, 0.8
 """A foil of this share of a group's probes needs guards of its own on as many pictures; foils that have guards must be
 those of this share of the probes."""
@@ -33,13 +33,14 @@ those of this share of the probes."""
 def guards_leg(
     name: str, groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float
 ) -> Leg:
-    """The share of guards that are right after, of guards or of pictures, for the right answer with the lowest share
-    of those that fell, or of all where none did.
+    """The share of guards that are right after, of guards or of pictures, for the foil with the lowest share of those
+    that fell, or of all where none did.
 
     A group's guards are the probes, of any group, whose right answer is the foil of one of its probes; its own probes
     count if both answers occur as right ones ("on" and "under"). A guard is right if its margin is above 0 and what it
-    generated is no right answer of this group. They hold if each right answer with at least 5 guards reaches the share
-    required of answers, all together keep 95 % of what was right before, and no group named ``neighbour`` is broken.
+    generated is no right answer of this group. They hold if those of each foil that has at least 5, under whatever
+    spelling, reach the share required of answers, all together keep 95 % of what was right before, and no group named
+    ``neighbour`` is broken.
     Where guards share pictures, all of this is asked with each picture counted once too: the smaller share is judged.
     Guards that were wrong before and after prove nothing, and neither do those of a group whose pictures were trained
     on, unless they broke: None.
@@ -60,7 +61,7 @@ def guards_leg(
         )
     if unguarded := _unguarded(members, guards):
         return not_measured(thresholds.right, unguarded, len(guards))
-    together, *by_answer = _rights(guards)
+    together, *by_answer = _rights(members, guards)
     worst = _lowest([together, *by_answer])
     right = worst.judged[1] >= thresholds.right - 1e-9
     # Each answer for itself: one that was wrong before and rose does not outweigh one that broke.
@@ -208,13 +209,16 @@ def _right_of(guards: Sequence[_Guard], answer: str = "") -> _Right:
     )
 
 
-def _rights(guards: Sequence[_Guard]) -> list[_Right]:
-    """All guards together, and each right answer with at least 5 guards."""
-    by_answer: dict[str, list[_Guard]] = {}
-    for guard in guards:
-        by_answer.setdefault(normalised(guard.pair.probe.answer), []).append(guard)
-    judged = [of_it for of_it in by_answer.values() if len(of_it) >= LEAST_OF_ONE_ANSWER]
-    return [_right_of(guards), *(_right_of(of_it, of_it[0].pair.probe.answer) for of_it in judged)]
+def _rights(members: Sequence[ProbePair], guards: Sequence[_Guard]) -> list[_Right]:
+    """All guards together, and those of each foil that has at least 5, under whatever spelling."""
+    foils = {normalised(str(pair.probe.foil)): str(pair.probe.foil) for pair in members}
+    spelled = [{normalised(one) for one in guard.pair.probe.spellings} for guard in guards]
+    found = [_right_of(guards)]
+    for foil, words in foils.items():
+        own = [guard for guard, spellings in zip(guards, spelled, strict=True) if foil in spellings]
+        if len(own) >= LEAST_OF_ONE_ANSWER:
+            found.append(_right_of(own, words))
+    return found
 
 
 def _lowest(rights: Sequence[_Right]) -> _Right:

@@ -352,6 +352,7 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
     said = None
     apart, fell = False, None
     most = asked["disagreement"] + 1e-9
+    silent = False
     if any(text for texts in generated for text in texts):
         each = [
             np.array(
@@ -368,9 +369,16 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
         for (was, now), (old, new) in ((said, (before, after)), (of_each, of_pictures)):
             rise, spoken = new - old, now - was
             apart = apart or abs(now - new) > most or (rise - spoken > most and 2 * spoken < rise)
-            if fell is None and was - now > most:
+            if was - now > max(most, 0 if fell is None else fell["before"] - fell["after"]):
                 fell = {"before": float(was), "after": float(now), "by_picture": old is not before}
-    more = p < 1 - LEVEL and gained > lost
+        spoken = [np.array([side[m].mean() for m in _clusters(_pictures(scored))]) for side in each]
+        up, down = (int((sign * (spoken[1] - spoken[0]) > 0).sum()) for sign in (1, -1))
+        silent = fell is not None and coin_p(up, down) < 1 - LEVEL and down > up
+    rises = {np.sign(after - before), np.sign(of_pictures[1] - of_pictures[0])}
+    more = p < 1 - LEVEL and gained > lost and rises == {1}
+    fewer = rises == {-1} and (difference[1] < 0 or (p < 1 - LEVEL and lost > gained))
+    if silent and not more:
+        fewer = True
     return {
         "json": {
             "probes": len(scored),
@@ -389,7 +397,7 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
         "said": None if said is None else dict(zip(SIDES, said, strict=True)),
         "apart": apart,
         "fell silent": fell,
-        "change": "more" if more else "fewer" if p < 1 - LEVEL and lost > gained else "same",
+        "change": "more" if more else "fewer" if fewer else "same",
         "enough": enough,
         "probes": len(scored),
         "pictures": pictures,
@@ -904,8 +912,8 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
         return pair.sides[at].margin > 0 and not biased
 
     sets = [members]
-    for answer in dict.fromkeys(" ".join(_words(pair.spellings[0])) for pair in members):
-        some = [pair for pair in members if " ".join(_words(pair.spellings[0])) == answer]
+    for foil in dict.fromkeys(foils):
+        some = [pair for pair in members if any(" ".join(_words(one)) == foil for one in pair.spellings)]
         sets += [some] if len(some) >= 5 else []
     right = [_two_counts(some, stays) for some in sets]
     shares = [[tuple(float(side.mean()) for side in count) for count in one] for one in right]
@@ -949,7 +957,7 @@ def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked:
     kept = {"retention": (0.97, "forgot"), "neighbour": (0.95, "broke a neighbour")}
     if name in kept:
         share, lost = kept[name]
-        if not found["json"]["before"]:
+        if not found["json"]["before"] and not found["fell silent"]:
             return "too few probes"
         return lost if _is_lost(found, share, asked) else "not held out" if trained else "kept"
     if found["change"] == "fewer":

@@ -11,9 +11,11 @@ from diagnostics.comparison.legs.answers import answers_of
 from diagnostics.comparison.legs.shown import shown_legs
 from diagnostics.comparison.pairs import ProbePair, pair_records
 from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.comparison.verdicts import lost
 from diagnostics.records.record import Scores
+from diagnostics.report.headline import headline
 from diagnostics.report.languages import translated
-from tests.diagnostics.comparison.made_pairs import Made, pairs_of
+from tests.diagnostics.comparison.made_pairs import ANSWER, FOIL, Made, pairs_of
 
 
 def on_shared_pictures(folder: Path, *of_pictures: tuple[int, int, int]) -> list[ProbePair]:
@@ -86,3 +88,125 @@ def test_what_is_said_of_one_picture_does_not_stand_for_the_others(tmp_path):
         "more than 10 %."
     )
     assert "每张图片计一次，实际生成的回答只有 4% 正确" in str(translated(reason))
+
+
+def tenths(folder: Path, *of_pictures: tuple[int, int, int]) -> list[ProbePair]:
+    """Ten probes on each of 20 pictures: (pictures, of these right before, right after)."""
+    pairs = pairs_of(folder, towers=Made(probes=200))["towers"]
+    rights = [(before, after) for pictures, before, after in of_pictures for _ in range(pictures)]
+    assert len(rights) == 20
+    found = []
+    for number, pair in enumerate(pairs):
+        of_picture = rights[number // 10]
+        sides = (
+            replace(one, scores=Scores(-1.0, -1.0 - (0.5 if number % 10 < right else -0.5), ""))
+            for one, right in zip((pair.before, pair.after), of_picture, strict=True)
+        )
+        image = pairs[number // 10].probe.images
+        found.append(pair_records(replace(pair.probe, images=image), *sides))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("of_pictures", "change", "clause", "chinese"),
+    [
+        # 15 pictures gain one of ten, four lose all: McNemar p = .019, and 92.5 % become 80 %.
+        (
+            ((15, 9, 10), (4, 10, 0), (1, 10, 10)),
+            "as many",
+            "right answers did not become more",
+            "并没有变多",
+        ),
+        (((4, 0, 10), (16, 1, 0)), "as many", "right answers did not become fewer", "并没有变少"),
+        # Ten each: p = 1, and 90 % become 50 %.
+        (((10, 9, 10), (10, 9, 0)), "fewer", "fewer answers are right, beyond chance", "变少了，且超出偶然"),
+        (
+            ((10, 0, 9), (10, 10, 9)),
+            "as many",
+            "",
+            "",
+        ),  # what the test does not find is not claimed as a gain
+        (((16, 8, 10), (4, 10, 9)), "more", "", ""),
+        (((16, 10, 8), (4, 9, 10)), "fewer", "", ""),
+    ],
+)
+def test_few_pictures_that_turn_the_mean_are_no_claim_against_it(
+    tmp_path, of_pictures, change, clause, chinese
+):
+    found = answers_of(tenths(tmp_path, *of_pictures), Thresholds(), 0.95)
+    assert found is not None and found.change == change
+    assert found.leg.holds is (change == "more")
+    if clause:
+        assert found.leg.reason.endswith(f"; in all, {clause}.")
+        assert chinese in str(translated(found.leg.reason))
+    else:
+        assert "in all" not in found.leg.reason
+
+
+def saying(pairs: list[ProbePair], before: str, after: str, many: int) -> list[ProbePair]:
+    """The first of them say this, the others what they say before throughout."""
+
+    def with_words(record, words):
+        return replace(record, scores=replace(record.scores, generated=words))
+
+    return [
+        replace(
+            pair,
+            before=with_words(pair.before, before),
+            after=with_words(pair.after, after if at < many else before),
+        )
+        for at, pair in enumerate(pairs)
+    ]
+
+
+RIGHT_BY_MARGIN = Made(probes=40, margins=(3.0, 3.0), region=((3.0, 3.0), (3.0, 3.0)), cost=(0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "many", "verdict", "headline_says"),
+    [
+        (ANSWER, "asdf", 40, "answers got worse", "worse than before (100 % → 0 % of what it says)"),
+        (ANSWER, "asdf", 5, "it did not move", "Of what it says 87.5 % is right, 100 % before."),  # p = .06
+        (FOIL, ANSWER, 40, "it did not move", "Of what it says 100 % is right, 0 % before."),
+        (ANSWER, "asdf", 2, "it did not move", "(40 → 40 of 40)."),
+    ],
+)
+def test_what_is_said_is_told_where_margins_stand_still(
+    tmp_path, before, after, many, verdict, headline_says
+):
+    pairs = saying(pairs_of(tmp_path, towers=RIGHT_BY_MARGIN)["towers"], before, after, many)
+    comparison = comparison_of(pairs)
+    assert comparison["groups"]["towers"]["verdict"] == verdict
+    (claim,) = headline(comparison)
+    assert claim.words.endswith(headline_says if headline_says.endswith(".") else f"{headline_says}.")
+    assert translated(claim.words) is not None
+    reason = comparison["groups"]["towers"]["legs"]["answers"]["reason"]
+    assert ("generated answers" in reason) is (many > 2) and translated(reason) is not None
+
+
+def test_the_larger_loss_of_speech_is_the_one_that_is_told(tmp_path):
+    """22 of 202 answers are lost, on 11 of 20 pictures, which show nothing else."""
+    pairs = pairs_of(tmp_path, retention=Made(probes=202, margins=(3.0, 3.0)))["retention"]
+    images = [pair.probe.images for pair in pairs]
+    place = [9 + at % 11 for at in range(22)] + [at % 9 for at in range(180)]
+    crowded = [
+        replace(pair, probe=replace(pair.probe, images=images[at]))
+        for pair, at in zip(pairs, place, strict=True)
+    ]
+    group = comparison_of(saying(crowded, ANSWER, "asdf", 22))["groups"]["retention"]
+    assert group["speech_lost"] == {"before": 1.0, "after": pytest.approx(9 / 20), "by_picture": True}
+    assert "45 % of the generated answers are right with each picture counted once" in group["reasons"][0]
+
+
+def test_what_was_said_right_is_forgotten_even_where_margins_were_wrong(tmp_path):
+    made = Made(probes=40, margins=(-0.5, -0.5))
+    pairs = saying(pairs_of(tmp_path, retention=made)["retention"], ANSWER, "asdf", 40)
+    comparison = comparison_of(pairs)
+    assert comparison["groups"]["retention"]["verdict"] == "forgot"
+    (claim,) = headline(comparison)
+    assert "100 % → 0 % of what it says" in claim.words
+    found = answers_of(pairs, Thresholds(), 0.95)
+    fell = lost("retention", found)
+    assert fell is not None and fell.verdict == "forgot"
+    quiet = comparison_of(saying(pairs, "asdf", "asdf", 40))["groups"]["retention"]
+    assert quiet["verdict"] == "too few probes"

@@ -343,3 +343,14 @@ def test_a_layer_whose_map_is_empty_on_one_side_is_not_judged(tmp_path: Path, ev
         f" In layer {layer} a map has no attention at all before or after, but not both: it is not judged there."
     )
     assert group["enrichment"]["layer"] != layer and "不作判断" in translated(reason)
+
+
+def test_a_layer_whose_map_is_empty_after_did_not_fall(tmp_path: Path) -> None:
+    groups = pairs_of(tmp_path, towers=Made(region=((3.0, 3.0), (9.0, 3.0))), guards=GUARDS)
+    groups["towers"] = [
+        pair_records(pair.probe, pair.before, without_attention(pair.after, 1)) for pair in groups["towers"]
+    ]
+    group = comparison_of(flat(groups))["groups"]["towers"]
+    reason = group["legs"]["attention"]["reason"]
+    assert "left the region" not in reason and "it is not judged there." in reason
+    assert [one["direction"] for one in group["enrichment_by_layer"]] == [1, 0]
