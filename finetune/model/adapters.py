@@ -6,7 +6,6 @@ Training, export, comparison and the web demo share these checks (through ``chec
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import types
 import typing
@@ -107,7 +106,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in [one.value for one in hint]
     if hint in (int, float):
         kinds = (int,) if hint is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63
     return hint is Any or isinstance(value, hint)
 
 

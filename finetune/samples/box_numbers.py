@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ BoxUnits = Literal["pixels", "thousandths", "text"]
 Fractions = tuple[float, float, float, float]
 
 SLACK_PIXELS = 1e-3  # how far outside the picture a corner computed from x + width may lie
+LARGEST = 10**15
 LEAST_SIDE = 2  # of a picture up to this size in its units, numbers up to 1 may well be pixels
 
 
@@ -78,4 +78,5 @@ def _check_unit(what: str, numbers: Sequence[float], units: BoxUnits | None, siz
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """One that is near any picture: what JSON holds of whole numbers may be too large for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -21,12 +21,14 @@ only picture of the conversation; else to the last one before the box.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
+from finetune.fields import TwiceError, each_once
 from finetune.samples.box_numbers import BoxUnits, fractions, point_fractions
 from finetune.samples.conversation import BoxKey, BoxRef, ImageRef, Part, Turn, VideoRef
 from finetune.samples.formats.look_at import look_at
@@ -34,7 +36,7 @@ from finetune.samples.formats.record import Record, Spoken, a_kind, joined
 
 THOUSANDTHS = 1000
 MOST_BRACES = 200  # opening braces before a key that are tried as the start of its object
-_NUMBER = r"\s*(-?\d+)\s*"
+_NUMBER = r"\s*(-?\d{1,15})\s*"
 _POINT = rf"\({_NUMBER},{_NUMBER}\)"
 _LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
 
@@ -94,14 +96,21 @@ _VALUE = re.compile(r"""(?<=[{,])\s*(["'])(?P<key>[^"'{}]*)\1\s*:\s*["'\[\s]*(?P
 _BOX_KEY_BEFORE = re.compile(
     r"""(?:["'“](?:bbox_2d|bbox|point_2d)["'”]|bbox_2d|point_2d)\s*:\s*["'\[(\s]*$"""
 )
-# Not variable names, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}. Nor placeholders, which are read apart.
+# Not names of numbers, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}, [左上x, ...], ["x1", "y1", ...]. Nor
+# placeholders, which are read apart.
 _JSON_KEY = re.compile(
-    r'"(bbox_2d|bbox|point_2d)"\s*:(?!["\[\s]*<bbox>|\s*\[?\s*(?!NaN|Inf|null|true|false)[A-Za-z_<.…])'
+    r""""(bbox_2d|bbox|point_2d)"\s*:(?!["\[\s]*<bbox>|\s*\[?\s*(?!NaN|Inf|null|true|false)[^\s\d\-+'"\[\](){}])"""
+    r"""(?!\s*\[\s*"[^"]*[^\s\d.\-+"][^"]*"\s*,)"""
 )
 _NULL = "null".ljust(len("<bbox>"))  # JSON of the same length
-# What would stay text with its numbers as they are: a Python dict, and Gemini's key.
+# What would stay text with its numbers as they are: a Python dict, NumPy's numbers, JSON in JSON, typed quotes, a key
+# without any, and Gemini's key.
+_KEYS = "(?:bbox_2d|bbox|point_2d)"
+_NUMBERS = r"[\[(\s]*(?:[A-Za-z_][\w.]*\(\s*)?[\[(\s]*[-+]?\.?\d"
 _NO_JSON_KEY = re.compile(
-    r"""('(?:bbox_2d|bbox|point_2d)'|(?P<gemini>['"]box_2d['"]))\s*:\s*[\[(][\[(\s]*-?[\d.]"""
+    rf"""(?P<key>'{_KEYS}'|[“”‘’]{_KEYS}[“”‘’]|\\["']{_KEYS}\\["']|(?<![\w"'“”‘’\\])(?:bbox_2d|point_2d)"""
+    rf"""|(?P<gemini>(?:\\?["'“‘])?(?<!\w)box_2d(?:\\?["'”’])?))\s*[:：]\s*(?=[\[(]|[A-Za-z_][\w.]*\(){_NUMBERS}"""
+    rf"""|(?P<json>"{_KEYS}")\s*(?:：\s*{_NUMBERS}|:[\[(\s]*(?:[A-Za-z_][\w.]*\([\[(\s]*[-+]?\.?|\.)\d)"""
 )
 _JSON_KEYS = {"label", "image"}
 _SIGNS = (
@@ -118,6 +127,7 @@ _SIGNS = (
 )
 """A text without any of these has no box."""
 _DECODER = json.JSONDecoder()
+_EACH_ONCE = json.JSONDecoder(object_pairs_hook=each_once)
 
 
 class _Found(NamedTuple):
@@ -239,7 +249,11 @@ class _Places:
                     f"{self.at}: found {key} nested in or beside another one in one object, expected one object each"
                 )
                 continue
-            found = _object_around(text, match.start(), end, key)
+            try:
+                found = _object_around(text, match.start(), end, key)
+            except TwiceError as error:
+                self.record.fault(f"{self.at}: {error}; keep one")
+                continue
             if found is None:
                 self.record.fault(
                     f"{self.at}: found {key} outside an object, expected "
@@ -262,7 +276,7 @@ class _Places:
         else:
             said, remedy = "which is no JSON", "write double quotes, as json.dumps does"
         self.record.fault(
-            f"{self.at}: found {found[1]}, {said}, expected "
+            f"{self.at}: found {found['key'] or found[0]}, {said}, expected "
             f'{{"bbox_2d": [x0, y0, x1, y1], "label": ...}}; {remedy} (or give --box_units text to train the '
             "numbers as written)"
         )
@@ -306,6 +320,10 @@ class _Places:
                 return self._misplaced(text[max(0, match.start() - 40) : match.end()].strip())
             label = self.objects.next_ref() if match["ref"] or match["alone"] else None
             if match["alone"]:
+                if label is not None and not label.strip():
+                    self.record.fault(
+                        f"{self.at}: found an empty phrase in objects.ref for <ref-object>, expected text"
+                    )
                 yield _Found(*match.span(), label or "")
                 continue
             box = self.objects.next_box()
@@ -322,7 +340,8 @@ class _Places:
         for match in _VALUE.finditer(text):
             found = None
             if match["key"] in get_args(BoxKey):
-                found = _object_around(blank, match.start("key"), end, cast(BoxKey, match["key"]))
+                with contextlib.suppress(TwiceError):  # a fault where the object is read
+                    found = _object_around(blank, match.start("key"), end, cast(BoxKey, match["key"]))
             if found is not None and found[2][match["key"]] is None:
                 end = found[1]
                 yield *found, cast(BoxKey, match["key"])
@@ -377,6 +396,8 @@ class _Places:
         key: BoxKey,
     ) -> Iterator[_Found]:
         """The box reference of a span of text, or its faults."""
+        if label is not None:
+            self.record.check_characters(label, self.at)
         image = self._image(named)
         if image is None:
             return
@@ -452,13 +473,18 @@ def _decoded_until(text: str, start: int) -> int:
 def _object_around(
     text: str, key: int, begin: int, name: BoxKey
 ) -> tuple[int, int, Mapping[str, Any]] | None:
-    """Start, end and content of the JSON object whose top level has the key ``name`` at position ``key``."""
+    """Start, end and content of the JSON object whose top level has the key ``name`` at position ``key``.
+
+    Raises TwiceError for an object with a key twice: which of the two was meant?
+    """
     start = text.rfind("{", begin, key)
     for _ in itertools.repeat(None, MOST_BRACES):
         if start < 0:
             return None
         try:
-            content, end = _DECODER.raw_decode(text, start)
+            content, end = _EACH_ONCE.raw_decode(text, start)
+        except TwiceError:
+            raise
         except (ValueError, RecursionError):  # a number with thousands of digits raises a ValueError too
             content, end = None, 0
         if isinstance(content, dict) and end > key:
@@ -493,6 +519,8 @@ class _Objects:
         if ref is not None and not isinstance(ref, str):
             self.record.fault(f"objects.ref[{index}]: found {a_kind(ref)}, expected text")
             return None
+        if ref is not None:
+            self.record.check_characters(ref, f"objects.ref[{index}]")
         return ref
 
     def next_box(self) -> tuple[Any, int | None] | None:

@@ -233,19 +233,23 @@ class Record:
                 )
             elif turn.role == "assistant" and turn.trained and not text.strip():
                 self.fault(f"{turn.text_at}: found an empty answer, expected text to train on")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # "\ud83d" in JSON: an emoji cut in two
-                self.fault(
-                    f"{turn.text_at}: found {text[error.start]!r} at character {error.start}, half of a surrogate "
-                    "pair, expected whole characters; export the text from its source again"
-                )
+            self.check_characters(text, turn.text_at)
         if isinstance(self.content, Mapping):
             self._hear(self.content, "")
         if not self.faults:
             self._check_order(turns)
         has_media = any(isinstance(part, ImageRef | VideoRef) for turn in turns for part in turn.parts)
         self._judge_unread(has_media)
+
+    def check_characters(self, text: str, at: str) -> None:
+        """A fault for half of a surrogate pair."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # "\ud83d" in JSON: an emoji cut in two
+            self.fault(
+                f"{at}: found {text[error.start]!r} at character {error.start}, half of a surrogate pair, expected "
+                "whole characters; export the text from its source again"
+            )
 
     def _hear(self, owner: Mapping[str, Any], at: str) -> None:
         for key in (key for key in UNHEARD if owner.get(key)):

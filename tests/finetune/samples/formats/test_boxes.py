@@ -440,11 +440,67 @@ GEMINI = '{"box_2d": [64, 96, 132, 320], "label": "cat"}'
         ("{'point_2d': (64, 96)}", "found 'point_2d', which is no JSON"),
         (GEMINI, 'found "box_2d", Gemini.s key for thousandths y0, x0, y1, x1, expected .*exchange x and y'),
         (GEMINI.replace('"', "'"), "found 'box_2d', Gemini.s key"),
+        ('{"bbox_2d": [np.float64(64.0), np.float64(96.0)]}', 'found "bbox_2d".*, which is no JSON'),
+        ("{'bbox_2d': [np.float64(64.0), np.float64(96.0)]}", "found 'bbox_2d', which is no JSON"),
+        ('{"bbox_2d": array([64, 96, 320, 132]), "label": "cat"}', 'found "bbox_2d".*, which is no JSON'),
+        ("{'bbox': tensor([64., 96., 320., 132.])}", "found 'bbox', which is no JSON"),
+        (PYTHON.replace("'", '\\"'), r'found \\"bbox_2d\\", which is no JSON'),
+        (GEMINI.replace('"', '\\"'), r'found \\"box_2d\\", Gemini.s key'),
+        ("bbox_2d: [64, 96, 320, 132]", "found bbox_2d, which is no JSON"),
+        ("point_2d: (64, 96)", "found point_2d, which is no JSON"),
+        ("box_2d: [96, 64, 132, 320]", "found box_2d, Gemini.s key"),
+        ("{“bbox_2d”: [64, 96, 320, 132]}", "found “bbox_2d”, which is no JSON"),
+        ('{"bbox_2d"：[64, 96, 320, 132]}', 'found "bbox_2d"：.*, which is no JSON'),
+        ('{"bbox_2d": [.25, .25, .5, .5]}', 'found "bbox_2d": .*, which is no JSON'),
     ],
 )
 def test_what_is_meant_as_a_box_does_not_stay_text(folder: Path, answer: str, units: Any, message: str):
     with pytest.raises(ValueError, match=rf"1 fault\n  record 0: messages\[1\].content: {message}"):
         parse(folder, "find", answer, "wide.png", units=units)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        '{"bbox_2d": [左上x, 左上y, 右下x, 右下y], "label": "类别"}',
+        '{"bbox_2d": [$x_1$, $y_1$, $x_2$, $y_2$]}',
+        '{"bbox_2d": ["x1", "y1", "x2", "y2"], "label": "..."}',
+        '{"bbox_2d": [x1, y1, x2, y2]} with bbox_2d: the corners',
+        "what does bbox_2d mean, and bbox: [1, 2]?",
+    ],
+)
+def test_an_instruction_that_names_the_numbers_stays_text(folder: Path, asked: str):
+    assert parse(folder, asked, "none", "wide.png", units="pixels")[-2:] == [asked, "none"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            '{"label": "cat", "bbox_2d": [64, 96, 320, 132], "label": "dog"}',
+            '"label" appears twice.*keep one',
+        ),
+        ('{"bbox_2d": [64, 96, 320, 132], "bbox_2d": [1, 2, 3, 4]}', "appears twice|nested in or beside"),
+        (f'{{"bbox_2d": [{"9" * 401}, 96, 320, 132]}}', "expected four numbers"),
+        (f"<box>({'9' * 5000},1),(2,3)</box>", "found a <box> that is not written"),
+        (f"<box>({'9' * 401},1),(2,3)</box>", "found a <box> that is not written"),
+        ('{"bbox_2d": [64, 96, 320, 132], "label": "\\ud83d"}', "half of a surrogate pair"),
+    ],
+)
+def test_what_json_alone_can_hold_is_a_fault_of_its_record(folder: Path, answer: str, message: str):
+    with pytest.raises(ValueError, match=rf"fault.*\n.*record 0: messages\[1\].content: .*({message})"):
+        parse(folder, "find", answer, "wide.png", units="pixels")
+
+
+def test_an_empty_phrase_is_no_answer(folder: Path):
+    record = {
+        "messages": [{"role": "user", "content": "<image>what?"}, {"role": "assistant", "content": "<ref-object>"}],
+        "images": ["wide.png"], "objects": {"ref": [" "], "bbox": []},
+    }  # fmt: skip
+    path = folder / "empty.json"
+    path.write_text(json.dumps([record]), encoding="utf-8")
+    with pytest.raises(ValueError, match="found an empty phrase in objects.ref"):
+        read(path, say=lambda _: None)
 
 
 @pytest.mark.parametrize("written", [PYTHON, GEMINI])
