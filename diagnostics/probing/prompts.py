@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -39,6 +40,9 @@ class EncodedProbe(NamedTuple):
         return self.queries[0].position + 1
 
 
+_BOXES = re.compile(r"(?<!\\)<(?:box>|ref>|\|box_start\|>|\|object_ref_start\|>).*?<[/|]\S*?>", re.DOTALL)
+
+
 class ProbeEncoder:
     """Encodes probes with a model's processor.
 
@@ -74,6 +78,7 @@ class ProbeEncoder:
         return one
 
     def _read(self, probe: Probe, max_pixels: int | None) -> EncodedProbe:
+        _check_question(self.family, probe)
         answer = self.encode(probe, probe.answer, max_pixels=max_pixels)
         foil = (
             None if probe.foil is None else self.encode(probe, probe.foil, like=answer, max_pixels=max_pixels)
@@ -226,6 +231,18 @@ def check_processor(processor: Any) -> None:
         raise ValueError(
             f"processor: found {type(processor).__name__}, without {' and '.join(missing)}; expected the model's "
             "whole processor, as AutoProcessor.from_pretrained(…) gives it: probes are read with their pictures"
+        )
+
+
+def _check_question(family: Family, probe: Probe) -> None:
+    """Raises ValueError for boxes in a question, which training reads and a probe does not. Qwen-VL's markup is its own
+    tokens wherever it stands."""
+    found = None if family.name == "qwen-vl" else _BOXES.search(probe.question)
+    if found is not None:
+        raise ValueError(
+            f"probe {probe.id!r}: question: found {found[0]!r:.80}, expected words: {family.name} is trained with "
+            "boxes in a writing of its own, and this one would be asked as it stands; ask in words, and give the "
+            "place as a region"
         )
 
 

@@ -27,6 +27,8 @@ MESSAGE_MAX = 1600  # bytes of faults in one message; more of them are counted
 FIELD_SHOWN = 200  # characters of a place, of what was found there, of what was expected
 PLACEHOLDER = "<image>"
 """In a question: the place of a picture."""
+_PATH_IN_TEXT = re.compile(rf"<img>.*?</img>|\\{PLACEHOLDER}", re.DOTALL)
+"""What training data say so of a picture, and of the word for one, would be words in a probe."""
 _AT_ENDS = re.compile(rf"^(?:\s*{PLACEHOLDER})+\s*|\s*(?:{PLACEHOLDER}\s*)+$")
 
 BoxPixels = tuple[float, float, float, float]
@@ -274,6 +276,12 @@ def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords
         asked = str(entry.get("question")).count(PLACEHOLDER)
         if asked not in (0, len(images)):
             yield "question", f"{asked} × {PLACEHOLDER}", f"one for each of the {len(images)} images, or none"
+        elif (found := _PATH_IN_TEXT.search(str(entry.get("question")))) is not None:
+            yield (
+                "question",
+                found[0],
+                f"{PLACEHOLDER} or nothing in place of a picture, and its file in images",
+            )
     yield from _region_faults(entry.get("regions"), None if isinstance(size, str) else size)
     yield from _reference_faults(entry)
 

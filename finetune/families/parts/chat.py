@@ -72,6 +72,9 @@ class Chat(NamedTuple):
         )
 
 
+_POLYGON = re.compile(r"(?<!\\)<quad>\s*\(\s*\d")
+
+
 def encode_conversation(
     processor: Any,
     conversation: Conversation,
@@ -106,6 +109,11 @@ def _pieces_of(parts: Iterable[Part], pieces: Callable[[Part], Iterable[Piece]])
         if is_media and isinstance(part, str) and found and picture_breaks.is_ended(found[-1]):
             part = picture_breaks.without_first_break(part)
         is_media = isinstance(part, ImageRef | VideoRef)
+        if isinstance(part, str) and _POLYGON.search(part):
+            raise ValueError(
+                "found a polygon, <quad>(x,y),…</quad>, which Qwen-VL of 2023 alone reads; its thousandths would be "
+                "trained as words: write the box around it, or leave the sample out"
+            )
         found += pieces(part)
     return [piece for piece in found if piece != ""]
 

@@ -10,7 +10,8 @@
 
 In a picture of 448 × 200, each of these boxes is (0.25, 0, 0.5, 0.5). Pixels refer to the upright picture, as
 a person sees it. Text between boxes stays text, so a list of JSON objects keeps its brackets and commas.
-``<quad>`` stays text. A phrase marked without a box, ``<ref>the dog</ref>``, is a ``BoxRef`` without boxes.
+``<quad>`` stays text, which Qwen-VL reads and other families refuse. A phrase marked without a box,
+``<ref>the dog</ref>``, is a ``BoxRef`` without boxes.
 
 This markup is recognised in questions and answers; each family then gets it in its own control tokens. A backslash
 before it keeps it as text: ``\\<|box_start|>``. In a system turn it is always text.

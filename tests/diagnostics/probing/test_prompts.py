@@ -256,3 +256,27 @@ def test_a_picture_has_a_label_where_it_stands_behind_one(name: str, count: int,
     for words in (text, "".join(sent)):
         assert words.count("Picture") == (0 if name in FIRST else count)
         assert "What?" in words
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is in <ref>it</ref><box>(250,250),(500,500)</box>?",
+        "Find <ref>the dog</ref>.",
+        "What is <|box_start|>(1,2),(3,4)<|box_end|>?",
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen-vl", "qwen2.5-vl", "llava-1.5"])
+def test_boxes_in_a_question_are_refused_where_training_would_write_them_otherwise(
+    name: str, question: str, tmp_path: Path
+):
+    tiny = FAMILIES[name]
+    Image.new("RGB", (60, 33), "teal").save(tmp_path / "a.png")
+    reader = ProbeEncoder(tiny.family, tiny.processor(tmp_path))
+    probe = Probe("a", "g", (tmp_path / "a.png",), question, "pearl", "canton")
+    if name == "qwen-vl":
+        reader.read(probe)
+        return
+    with pytest.raises(ValueError, match="probe 'a': question: found '<.*expected words"):
+        reader.read(probe)
+    reader.read(replace(probe, question=question.replace("<", "\\<")))

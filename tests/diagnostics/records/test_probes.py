@@ -197,3 +197,10 @@ def test_a_probe_made_in_python_may_name_its_picture_by_a_string(shapes_unchecke
 )
 def test_a_question_as_people_read_it(question: str, asked: str) -> None:
     assert as_asked(question) == asked
+
+
+@pytest.mark.parametrize("question", ["Picture 1: <img>a.png</img>\nWhat?", "write \\<image> here"])
+def test_what_training_data_say_of_a_picture_is_no_question(folder, question):
+    path = write(folder, an_entry(question=question, phrases={"东方明珠": "spheres"}))
+    with pytest.raises(ValueError, match=r"question: found (<img>|\\<image>).*expected <image> or nothing"):
+        read_probes(path)

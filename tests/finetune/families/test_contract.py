@@ -172,6 +172,22 @@ def test_answers_and_their_ends_are_learned_and_no_other_words(tiny, family, pro
         assert all(len(values) == len(found.input_ids) for values in found.per_token.values())
 
 
+def test_a_polygon_is_read_by_qwen_vl_alone(family, processor, tmp_path):
+    """Its corners are thousandths, which other families would be taught as words."""
+    Image.new("RGB", (50, 31), "teal").save(tmp_path / "a.png")
+    asked = Turn("user", (ImageRef("a.png", tmp_path / "a.png"), "where?"))
+    for written, is_read in (
+        ("<quad>(1,2),(3,2),(3,4),(1,4)</quad>", family.name == "qwen-vl"),
+        ("a <quad> bike", True),
+    ):
+        told = Conversation((asked, Turn("assistant", (written,))), "record 0")
+        if is_read:
+            family.encode(processor, told)
+        else:
+            with pytest.raises(ValueError, match="found a polygon"):
+                family.encode(processor, told)
+
+
 def test_tokens_are_counted_without_opening_a_picture(family, processor, tmp_path):
     whole, cut = tmp_path / "whole.png", tmp_path / "cut.png"
     picture(50, 31).save(whole)
