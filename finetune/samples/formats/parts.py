@@ -92,7 +92,13 @@ def _media(
         read.add("fps")
     if not is_empty(part.get("text")):
         record.fault(f"{at}.text: found text in a part of type {what}, expected it in a part of type text")
-    record.leave_unread(part, name, at, read)
+    numbered = spec is None and isinstance(part.get("index"), int) and not isinstance(part["index"], bool)
+    record.leave_unread(part, name, at, read | ({"index"} if numbered else set()))
+    if numbered and part["index"] != queue.asked[named]:
+        record.fault(
+            f"{at}.index: found {part['index']}, expected {queue.asked[named]}: places take the pictures of the list "
+            "in its order, each once; put the list into the order of their places"
+        )
     if spec is not None:
         yield (record.video if named == "video" else record.picture)(spec, f"{at}.{key}")
     else:  # as in Hugging Face's chats: a placeholder here, the picture in the list beside the messages

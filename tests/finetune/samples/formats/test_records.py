@@ -282,6 +282,20 @@ def test_unread_keys_of_a_part_are_reported(folder: Path):
     ]
 
 
+def test_a_place_that_names_another_picture_of_the_list_is_refused(folder: Path):
+    def of(*indices: int | None) -> dict[str, Any]:
+        places = [{"type": "image", "index": index, "text": None} for index in indices]
+        words = {"type": "text", "index": None, "text": "?"}
+        return {"messages": turns(("user", [*places, words]), ASKED[1]), "images": ["a.png", "b.png"]}
+
+    said: list[str] = []
+    (read_one,) = opened(folder, of(0, 1), said)
+    assert [one.written for one in read_one.media] == ["a.png", "b.png"]
+    assert not any("index" in line for line in said)
+    opened(folder, of(None, None))
+    assert "messages[0].content[0].index: found 1, expected 0" in refused(folder, of(1, 0))
+
+
 def test_streamed_data_reports_unread_keys_of_the_records_checked(folder: Path):
     said: list[str] = []
     opened(folder, [{"messages": turns(*UNPLACED), "tools": "[1]"}] * 3, said, streaming=True)
