@@ -335,7 +335,9 @@ def test_memory_does_not_grow_with_the_texts(folder: Path, name: str):
         return size
 
     held(10)  # what the first call imports
-    assert abs(held(4000) - held(10)) < 20_000  # 2 MB of texts
+    assert (
+        abs(held(4000) - held(10)) < 200_000
+    )  # of 2 MB of texts; other things vary by some 20 kB on a busy machine
 
 
 def test_a_bad_file_that_changed_is_not_misread(folder: Path):
