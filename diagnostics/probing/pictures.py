@@ -27,10 +27,9 @@ class OpenPictures:
     def open(self, path: Path) -> Image.Image:
         """Raises ValueError naming the picture if it is missing, broken or too large (``open_image``)."""
         try:
-            found = path.stat()
+            key = path, *written(path)
         except OSError:
             return open_image(path)  # which says what is wrong
-        key = path, found.st_mtime_ns, found.st_size
         if key not in self._kept:
             self._kept[key] = picture = open_image(path)
             self._room -= _bytes_of(picture)
@@ -44,6 +43,15 @@ class OpenPictures:
         """Forget all."""
         while self._kept:
             self._room += _bytes_of(self._kept.popitem()[1])
+
+
+def written(path: Path) -> tuple[int, int]:
+    """When a file was last written, ns, and its size: a copy that keeps the time (``cp -p``, rsync) has another one.
+
+    Raises OSError if it is gone.
+    """
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _bytes_of(picture: Image.Image) -> int:

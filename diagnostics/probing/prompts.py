@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diagnostics.probing.pictures import OpenPictures
+from diagnostics.probing.pictures import OpenPictures, written
 from diagnostics.records.probes import PLACEHOLDER, Probe
 from diagnostics.records.record import Query
 from finetune.families import Encoded, Family
@@ -58,7 +58,7 @@ class ProbeEncoder:
         self.processor = processor
         self.pictures = OpenPictures()
         self._room = keep_bytes
-        self._kept: dict[str, tuple[tuple[int, ...], EncodedProbe]] = {}
+        self._kept: dict[str, tuple[tuple[tuple[int, int], ...], EncodedProbe]] = {}
 
     def read(self, probe: Probe, *, max_pixels: int | None = None) -> EncodedProbe:
         """The probe with its answer, its foil and the rows to keep.
@@ -202,10 +202,10 @@ class ProbeEncoder:
         return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
 
 
-def _changed(probe: Probe) -> tuple[int, ...] | None:
-    """When a probe's pictures were last written, ns; None if one is gone, which opening it reports."""
+def _changed(probe: Probe) -> tuple[tuple[int, int], ...] | None:
+    """How a probe's pictures were last written; None if one is gone, which opening it reports."""
     try:
-        return tuple(path.stat().st_mtime_ns for path in probe.images)
+        return tuple(map(written, probe.images))
     except OSError:
         return None
 

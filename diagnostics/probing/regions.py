@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageStat
 from torch import Tensor
 
 from diagnostics.measures.salience import Place, salient_places
-from diagnostics.probing.pictures import OpenPictures
+from diagnostics.probing.pictures import OpenPictures, written
 from diagnostics.records.probes import Probe
 from finetune.families import ImageTokens
 from finetune.families.parts.coverage import Box, region_coverage
@@ -61,7 +61,7 @@ def salient_coverages(
     """``place_coverage`` of each region's equally salient places (``salient_places``); without regions that have none.
     ``image``: the tokens of the first picture."""
     path = probe.images[0]
-    picture = _Picture(path, path.stat().st_mtime_ns, pictures)
+    picture = _Picture(path, written(path), pictures)
     places = _salient_places(picture, tuple(probe.regions.items()), probe.id)
     return {name: place_coverage(found, probe.regions[name], image) for name, found in places.items()}
 
@@ -102,7 +102,7 @@ class _Picture:
     """A picture's file, equal where it has not changed."""
 
     path: Path
-    changed_ns: int
+    written: tuple[int, int]
     pictures: OpenPictures = field(compare=False)
 
 

@@ -198,12 +198,17 @@ def test_pixels_are_kept_up_to_a_limit_and_read_anew_where_a_picture_changed(tmp
         True, True, False]  # fmt: skip
     asked = replace(first, question="<image>球在哪里? the disc")
     assert encoder.read(asked).probe == asked and encoder.read(first) is read[0]
-    picture = first.images[0]
+    picture, before = first.images[0], first.images[0].stat()
     changed = ImageOps.invert(Image.open(picture).convert("RGB"))
-    changed.save(picture)
-    os.utime(picture, ns=(1, 1))
-    pixels = encoder.read(first).answer.media["pixel_values"]
-    assert not torch.equal(pixels, read[0].answer.media["pixel_values"])
+    for times in ((1, 1), (1, 1), (before.st_atime_ns, before.st_mtime_ns)):
+        changed = ImageOps.invert(
+            changed.rotate(7)
+        )  # of another size in the file, also where the time is kept
+        changed.save(picture)
+        os.utime(picture, ns=times)
+        read.append(encoder.read(first))
+        assert not torch.equal(*(one.answer.media["pixel_values"] for one in (read[0], read[-1])))
+    assert not torch.equal(*(one.answer.media["pixel_values"] for one in read[-3:-1]))
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
