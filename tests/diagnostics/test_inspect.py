@@ -233,6 +233,31 @@ def test_a_changed_configuration_is_read_as_transformers_reads_it_or_left_to_it(
     assert set(answered) == set(contents) and answered.total() > 200
 
 
+@pytest.mark.parametrize(
+    ("name", "section", "changes"),
+    [
+        (
+            "Qwen2.5-VL-7B",
+            "text_config",
+            {"tie_word_embeddings": True},
+        ),  # as the whole configuration does not say
+        ("LLaVA-1.5-7B", "text_config", {"tie_word_embeddings": True}),
+        ("LLaVA-1.5-7B", "text_config", {"head_dim": 129}),  # whose halves cannot rotate
+        ("Qwen2-VL-7B", "text_config", {"head_dim": 64}),  # which its model does not read
+        ("Qwen3-VL-30B-A3B", "text_config", {"num_experts": 8}),  # beside num_local_experts
+        ("PaliGemma2-3B-224", "text_config", {"model_type": "qwen3"}),
+        ("Gemma-3-4B", "text_config", {"use_bidirectional_attention": True}),  # which halves the window
+        ("LLaVA-OneVision-Qwen2-7B", "vision_config", {"vision_use_head": True}),
+        ("Qwen3.5-9B", "text_config", {"num_hidden_layers": 3}),  # of 32 kinds
+    ],
+)
+def test_what_a_sum_does_not_hold_for_has_no_quick_answer(name, section, changes):
+    content = saved(SAVED[name]())
+    assert architecture_of_file(content, name="m") is not None
+    content[section] |= changes
+    assert architecture_of_file(content, name="m") is None
+
+
 def changed(content, drawn):
     """With few layers, and one or two other values."""
     content = deepcopy(content)

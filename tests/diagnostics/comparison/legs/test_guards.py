@@ -135,27 +135,27 @@ def test_a_guard_that_broke_is_not_outweighed_by_one_that_rose(
 
 
 @pytest.mark.parametrize(
-    "first", [("below", "under"), ("under", "below")], ids=["one spelling first", "another"]
+    "first", [("on top", "above"), ("above", "on top")], ids=["one spelling first", "another"]
 )
 def test_guards_of_a_foil_are_judged_together_under_whatever_spelling(
     tmp_path: Path, first: tuple[str, str]
 ) -> None:
-    """Four that put one word first and four that put the other: eight lost guards of "below" beside 170 others."""
+    """Four that put one word first and four that put the other: eight lost guards of "on top" beside 170 others."""
     lost = replace(GUARDS, probes=4, margins=(4.0, -3.0))
     groups = pairs_of(
         tmp_path,
         towers=Made(),
-        others=replace(Made(), foil="below", probes=12),
+        others=replace(Made(), foil="on top", probes=12),
         guards=replace(GUARDS, probes=170),
         some=replace(lost, answer=first[0]),
-        more=replace(lost, answer="below"),
+        more=replace(lost, answer="on top"),
     )
     for pair in groups["others"]:
         object.__setattr__(pair.probe, "group", "towers")
-    for name, spellings in (("some", first), ("more", ("below", "under"))):
+    for name, spellings in (("some", first), ("more", ("on top", "above"))):
         groups[name] = [
             replace(pair, probe=replace(pair.probe, spellings=spellings)) for pair in groups[name]
         ]
     group = comparison_of(flat(groups))["groups"]["towers"]
     assert group["verdict"] == "answers changed, a guard broke"
-    assert "0 % are right after where the answer is 'below'" in group["legs"]["guards"]["reason"]
+    assert "0 % are right after where the answer is 'on top'" in group["legs"]["guards"]["reason"]
