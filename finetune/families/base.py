@@ -321,8 +321,10 @@ def learned_elsewhere(family: Family, processor: Any, conversation: Conversation
 
 
 def parameter_counts(family: Family, config: Any) -> ParameterCounts | None:
-    """By a configuration that says everything, without a model; None where the family does not
-    count. Raises AttributeError or LookupError where the configuration has to be asked otherwise."""
+    """Of the model that a configuration describes, without building it; None where the family does not count.
+
+    Raises AttributeError for a value that the configuration leaves out, LookupError for one that is not counted.
+    """
     own = getattr(family, "parameter_counts", None)  # optional, as ``looks_ahead`` is
     return None if own is None else own(config)
 

@@ -226,7 +226,7 @@ class Idefics3Family:
     def parameter_counts(self, config: Any) -> ParameterCounts:
         text, vision = config.text_config, config.vision_config
         merged = vision.hidden_size * config.scale_factor**2
-        require((text.model_type, text.tie_word_embeddings), ("llama", config.tie_word_embeddings))
+        require(text.model_type, "llama")
         parts = {
             "model.vision_model": siglip_tower(vision, f"{self.model_type}_vision"),
             "model.connector": linear(merged, text.hidden_size, bias=False),

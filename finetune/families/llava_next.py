@@ -29,10 +29,9 @@ from finetune.families.base import (
     TowerSequence,
     restarting_positions,
 )
-from finetune.families.parts import tiles, tower
+from finetune.families.parts import parameter_counts, tiles, tower
 from finetune.families.parts.boxes import written_boxes
 from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_conversation, end_of_answers
-from finetune.families.parts.parameter_counts import clip_tower, two_layers, with_projector
 from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.tiles import Size, Tiling
 from finetune.families.parts.tokenizer import load_tokenizer
@@ -177,12 +176,7 @@ class LlavaNextFamily:
         return tower_shape(config.vision_config, "patches at patches of their tile, and a class token")
 
     def parameter_counts(self, config: Any) -> ParameterCounts:
-        return with_projector(
-            config,
-            clip_tower(config.vision_config),
-            two_layers(config),
-            image_newline=config.text_config.hidden_size,
-        )
+        return parameter_counts.llava(config, parameter_counts.clip_tower(config.vision_config), newline=True)
 
     def image_arithmetic(
         self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None

@@ -37,10 +37,9 @@ from finetune.families.base import (
     TowerSequence,
     restarting_positions,
 )
-from finetune.families.parts import film_strips, tiles, tower
+from finetune.families.parts import film_strips, parameter_counts, tiles, tower
 from finetune.families.parts.boxes import as_json, in_thousandths
 from finetune.families.parts.chat import Chat, Picture, Piece, TurnByTurn, encode_conversation
-from finetune.families.parts.parameter_counts import siglip_tower, two_layers, with_projector
 from finetune.families.parts.processors import (
     chat_template,
     language_shape,
@@ -208,11 +207,8 @@ class LlavaOnevisionFamily:
         return tower_shape(config.vision_config, "patches at patches of their tile")
 
     def parameter_counts(self, config: Any) -> ParameterCounts:
-        return with_projector(
-            config,
-            siglip_tower(config.vision_config),
-            two_layers(config),
-            image_newline=config.text_config.hidden_size,
+        return parameter_counts.llava(
+            config, parameter_counts.siglip_tower(config.vision_config), newline=True
         )
 
     def image_arithmetic(

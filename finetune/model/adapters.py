@@ -106,6 +106,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in [one.value for one in hint]
     if hint in (int, float):
         kinds = (int,) if hint is int else (int, float)
+        # Finite, and no whole number that is too large for a float or a tensor's shape.
         return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63
     return hint is Any or isinstance(value, hint)
 

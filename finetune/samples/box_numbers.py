@@ -10,7 +10,7 @@ BoxUnits = Literal["pixels", "thousandths", "text"]
 Fractions = tuple[float, float, float, float]
 
 SLACK_PIXELS = 1e-3  # how far outside the picture a corner computed from x + width may lie
-LARGEST = 10**15
+LARGEST = 10**15  # beyond any picture, and whole numbers up to it are exact as floats
 LEAST_SIDE = 2  # of a picture up to this size in its units, numbers up to 1 may well be pixels
 
 

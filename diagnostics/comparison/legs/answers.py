@@ -120,12 +120,12 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
     images = images_of(scored)
     right = np.array([[is_right(getattr(pair, side)) for pair in scored] for side in SIDES], float)
     by_image = [by_picture(one, images) for one in right]
-    gained, lost, p = _test(*by_image)
+    gained, lost, p = test = _test(*by_image)
     shares = [float(one.mean()) for one in right]
     of_images = [float(one.mean()) for one in by_image]
     intervals = [interval_over_pictures(one, level) for one in by_image]
     difference = _difference_interval(right[1] - right[0], images, level)
-    by_margin = _change(shares, of_images, (gained, lost, p), difference, level)
+    by_margin = _change(shares, of_images, test, difference, level)
     most = thresholds.disagreement + 1e-9
     spoken = _spoken(scored)
     said = _said(spoken, images)
@@ -168,11 +168,11 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
                 shares,
                 of_images[1] if len(by_image[0]) < len(scored) else None,
                 (intervals[1][0], max(intervals[1][1], of_images[1])),
-                (gained, lost, p),
+                test,
                 apart,
                 thresholds,
                 level,
-                in_all=_unlike_the_test((gained, lost, p), by_margin, level),
+                in_all=_unlike_the_test(test, by_margin, level),
                 otherwise=_said_otherwise(said, most) if by_margin == SAME else "",
             ),
         ),
@@ -191,6 +191,12 @@ def _test(before: np.ndarray, after: np.ndarray) -> tuple[int, int, float]:
     return gained, lost, mcnemar_p(gained, lost)
 
 
+def _by_test(test: tuple[int, int, float], level: float) -> str:
+    """``MORE``, ``FEWER`` or ``SAME``, as the test alone says."""
+    gained, lost, p = test
+    return SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
+
+
 def _change(
     shares: Sequence[float],
     of_images: Sequence[float],
@@ -203,23 +209,21 @@ def _change(
     The test counts a picture that gained one of ten right answers as one that lost all ten: where few pictures turn the
     mean against it, it is no evidence of more. A fall of the mean beyond chance is one, whatever the test counts.
     """
-    gained, lost, p = test
-    told = p < 1 - level
-    if told and gained > lost and shares[1] > shares[0] and of_images[1] > of_images[0]:
+    told = _by_test(test, level)
+    if told == MORE and shares[1] > shares[0] and of_images[1] > of_images[0]:
         return MORE
     fell = shares[1] < shares[0] and of_images[1] < of_images[0]
-    return FEWER if fell and ((told and lost > gained) or difference[1] < 0) else SAME
+    return FEWER if fell and (told == FEWER or difference[1] < 0) else SAME
 
 
 def _unlike_the_test(test: tuple[int, int, float], change: str, level: float) -> str:
     """A clause where the change is not what the test alone would say; else ""."""
-    gained, lost, p = test
-    alone = SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
-    if change == alone:
+    told = _by_test(test, level)
+    if change == told:
         return ""
     if change == FEWER:
         return "; in all, fewer answers are right, beyond chance"
-    return f"; in all, right answers did not become {'more' if alone == MORE else 'fewer'}"
+    return f"; in all, right answers did not become {told}"
 
 
 def _spoken(pairs: Sequence[ProbePair]) -> list[Float[np.ndarray, " probes"]]:
@@ -247,8 +251,7 @@ def _said(spoken: Sequence[Float[np.ndarray, " probes"]], images: Sequence[str])
 
 def _fell(spoken: Sequence[Float[np.ndarray, " probes"]], images: Sequence[str], level: float) -> bool:
     """Did generated answers become wrong on more pictures than right, beyond chance?"""
-    gained, lost, p = _test(*(by_picture(one, images) for one in spoken))
-    return p < 1 - level and lost > gained
+    return _by_test(_test(*(by_picture(one, images) for one in spoken)), level) == FEWER
 
 
 def _said_otherwise(said: Sequence[Said], most: float) -> str:

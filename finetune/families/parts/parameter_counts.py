@@ -44,30 +44,30 @@ class _Decoder(NamedTuple):
 
     qkv_bias      biases of queries, keys and values; None: as the configuration's ``attention_bias`` says of these
                   and the projection of the output
-    says_width    the configuration gives heads a width of their own: always (True), never (False) or perhaps (None)
-    mixed         it says which layers see all that is before them, and which a part
+    head_dim      the configuration gives heads a width of their own: always (True), never (False) or perhaps (None)
+    layer_types   it gives every layer a kind of attention
     norms         of the layer's width
     head_norms    of queries and keys, of a head's width
     gated         queries carry a gate of their own size
     """
 
     qkv_bias: bool | None = None
-    says_width: bool | None = True
-    mixed: bool = False
+    head_dim: bool | None = True
+    layer_types: bool = False
     norms: int = 2
     head_norms: bool = False
     gated: bool = False
 
 
 _DECODERS = {
-    "llama": _Decoder(says_width=None),
-    "mistral": _Decoder(qkv_bias=False, says_width=None),
-    **dict.fromkeys(("qwen2", "qwen2_vl_text", "qwen2_5_vl_text"), _Decoder(qkv_bias=True, says_width=False)),
+    "llama": _Decoder(head_dim=None),
+    "mistral": _Decoder(qkv_bias=False, head_dim=None),
+    **dict.fromkeys(("qwen2", "qwen2_vl_text", "qwen2_5_vl_text"), _Decoder(qkv_bias=True, head_dim=False)),
     **dict.fromkeys(("qwen3", "qwen3_vl_text", "qwen3_vl_moe_text"), _Decoder(head_norms=True)),
-    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text"), _Decoder(head_norms=True, gated=True, mixed=True)),
+    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text"), _Decoder(head_norms=True, gated=True, layer_types=True)),
     "gemma": _Decoder(),
-    "gemma2": _Decoder(norms=4, mixed=True),
-    "gemma3_text": _Decoder(norms=4, head_norms=True, mixed=True),
+    "gemma2": _Decoder(norms=4, layer_types=True),
+    "gemma3_text": _Decoder(norms=4, head_norms=True, layer_types=True),
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def decoder(text: Any) -> int:
     require(width % text.num_attention_heads, 0)
     require(text.num_attention_heads % text.num_key_value_heads, 0)
     require(text.pad_token_id is None or text.pad_token_id < text.vocab_size, True)
-    if kind.mixed or "layer_types" in vars(text):
+    if kind.layer_types or "layer_types" in vars(text):
         require(len(text.layer_types), layers)
     linear_layers = _linear_layers(text)
     attention = linear_layers * _linear_attention(text) if linear_layers else 0
@@ -87,8 +87,8 @@ def decoder(text: Any) -> int:
 
 
 def _attention(text: Any, kind: _Decoder) -> int:
-    if kind.says_width is not None:
-        require("head_dim" in vars(text), kind.says_width)
+    if kind.head_dim is not None:
+        require("head_dim" in vars(text), kind.head_dim)
     said = getattr(text, "head_dim", None)
     width, head = text.hidden_size, said or text.hidden_size // text.num_attention_heads
     require(int(head * text.rope_parameters.get("partial_rotary_factor", 1)) % 2, 0)  # halves rotate
@@ -198,28 +198,31 @@ def qwen_pixels(vision: Any) -> int:
 def output_layer(config: Any) -> dict[str, int]:
     """By name, for the whole model's configuration: nothing where it is the embedding once more.
 
-    A language model's own configuration must not say otherwise, but for Qwen3-VL-MoE's, which is not asked.
+    The language model's own configuration must say the same, or nothing where its class has no such setting. That of
+    Qwen3-VL-MoE is not asked.
     """
     text, tied = config.text_config, config.tie_word_embeddings
-    if text.model_type != "qwen3_vl_moe_text":
+    if text.model_type in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"):
         require(getattr(text, "tie_word_embeddings", tied), tied)
+    elif text.model_type != "qwen3_vl_moe_text":
+        require(text.tie_word_embeddings, tied)
     return {} if tied else {"lm_head": text.vocab_size * text.hidden_size}
 
 
-def with_projector(config: Any, tower: int, projector: int, **beside: int) -> ParameterCounts:
-    """Of a model in LLaVA's layout; ``beside``: parameters by their names in the model."""
+def with_projector(config: Any, tower: int, projector: int) -> ParameterCounts:
+    """Of a model in LLaVA's layout."""
     text, vision = config.text_config, config.vision_config
-    require(text.tie_word_embeddings, config.tie_word_embeddings)
     parts = {
         "model.vision_tower": tower,
         "model.multi_modal_projector": projector,
         "model.language_model": decoder(text),
-        **{f"model.{name}": count for name, count in beside.items()},
     }
     return ParameterCounts(parts | output_layer(config), text.num_hidden_layers, vision.num_hidden_layers)
 
 
-def two_layers(config: Any) -> int:
-    """LLaVA's projector."""
+def llava(config: Any, tower: int, *, newline: bool) -> ParameterCounts:
+    """Of LLaVA and what follows it: a projector of two layers; ``newline``: a learned token that ends each row."""
     width, bias = config.text_config.hidden_size, config.multimodal_projector_bias
-    return linear(config.vision_config.hidden_size, width, bias=bias) + linear(width, width, bias=bias)
+    projector = linear(config.vision_config.hidden_size, width, bias=bias) + linear(width, width, bias=bias)
+    found = with_projector(config, tower, projector)
+    return found._replace(by_module={**found.by_module, "model.image_newline": width}) if newline else found

@@ -44,9 +44,9 @@ _ROPE = _only({
     "mrope_section": items(_FEW, 3), "mrope_interleaved": TRUTH,
 }, always=("rope_type", "rope_theta"))  # fmt: skip
 _AXIAL = _only({"rope_type": one_of("axial"), "rope_theta": _POSITIVE}, always=("rope_type", "rope_theta"))
-_NEAR_AND_FAR = {"full_attention": _ROPE, "sliding_attention": _ROPE}
+_ROPE_BY_KIND = {"full_attention": _ROPE, "sliding_attention": _ROPE}
 
-_ANYWHERE: fields.Shape = {
+_COMMON: fields.Shape = {
     **dict.fromkeys(("model_type", "transformers_version", "_name_or_path"), TEXT),
     **dict.fromkeys(("dtype", "torch_dtype"), one_of("float32", "bfloat16", "float16", None)),
     "architectures": items(TEXT) | NULL,
@@ -63,7 +63,7 @@ _ANYWHERE: fields.Shape = {
 """What any section may hold. A value that is rarely another (``one_of``) is another model's if it is."""
 
 _TEXT: fields.Shape = {
-    **_ANYWHERE,
+    **_COMMON,
     **dict.fromkeys(("head_dim", "moe_intermediate_size", "shared_expert_intermediate_size"), _SIZE),
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), _integer(1, 2**17)),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), _integer(1, 2**17)),
@@ -80,10 +80,10 @@ _TEXT: fields.Shape = {
     "mlp_only_layers": one_of([]),
     "router_aux_loss_coef": _fraction(1),
     "num_image_tokens": _SIZE,
-    "rope_parameters": _ROPE | _only(_NEAR_AND_FAR, always=tuple(_NEAR_AND_FAR)),
+    "rope_parameters": _ROPE | _only(_ROPE_BY_KIND, always=tuple(_ROPE_BY_KIND)),
 }  # fmt: skip
 _VISION: fields.Shape = {
-    **_ANYWHERE,
+    **_COMMON,
     **dict.fromkeys(("embed_dim", "out_hidden_size", "num_position_embeddings", "window_size"), _SIZE),
     **dict.fromkeys(("num_channels", "in_channels", "spatial_merge_size", "temporal_patch_size"), _integer(1, 64)),
     **dict.fromkeys(("image_size", "patch_size"), _integer(1, 2**15) | items(_integer(1, 2**15), 2)),
@@ -98,8 +98,8 @@ _VISION: fields.Shape = {
     "layer_scale_init_value": _fraction(2**20),
     "rope_parameters": _AXIAL,
 }  # fmt: skip
-_OVER_BOTH: fields.Shape = {
-    **_ANYWHERE,
+_TOP_LEVEL: fields.Shape = {
+    **_COMMON,
     **dict.fromkeys(
         (
             "image_token_id", "image_token_index", "video_token_id", "video_token_index", "vision_token_id",
@@ -122,7 +122,7 @@ _QWEN_VL_VISUAL: fields.Shape = {
     "image_start_id": _integer(0, 2**40),
 }  # fmt: skip
 _QWEN_VL: fields.Shape = {
-    **{name: kind for name, kind in _ANYWHERE.items() if name != "attention_bias"},
+    **{name: kind for name, kind in _COMMON.items() if name != "attention_bias"},
     **dict.fromkeys(("kv_channels", "max_position_embeddings", "seq_length"), _SIZE),
     **dict.fromkeys(("emb_dropout_prob", "attn_dropout_prob", "layer_norm_epsilon"), number(0, 1)),
     **dict.fromkeys(("no_bias", "use_dynamic_ntk", "use_logn_attn", "scale_attn_weights"), TRUTH),
@@ -147,7 +147,7 @@ def saved_config(content: Any) -> SavedConfig | None:
         return SavedConfig(**content) if _is_known(content, _QWEN_VL) else None
     text, vision = (content.get(name, {}) for name in _SECTIONS)
     whole_model = {name: value for name, value in content.items() if name not in _SECTIONS}
-    shapes = ((whole_model, _OVER_BOTH), (text, _TEXT), (vision, _VISION))
+    shapes = ((whole_model, _TOP_LEVEL), (text, _TEXT), (vision, _VISION))
     if not all(_is_known(section, shape) for section, shape in shapes):
         return None
     return SavedConfig(**whole_model, text_config=SavedConfig(**text), vision_config=SavedConfig(**vision))

@@ -93,25 +93,23 @@ _WORD = re.compile(rf"\\({_MARK}|</?ref>|<bbox>|<ref-object>)")
 _PLACEHOLDER = re.compile(r"(?<!\\)(?:(?:(?P<ref><ref-object>)\s*)?(?P<bbox><bbox>)|(?P<alone><ref-object>))")
 # <bbox> as the value of a key, with or without brackets or quotes around it.
 _VALUE = re.compile(r"""(?<=[{,])\s*(["'])(?P<key>[^"'{}]*)\1\s*:\s*["'\[\s]*(?P<bbox><bbox>)""")
+_BOX_KEYS = "(?:bbox_2d|bbox|point_2d)"
 # The key of a box right before a placeholder, in an object or not.
-_BOX_KEY_BEFORE = re.compile(
-    r"""(?:["'“](?:bbox_2d|bbox|point_2d)["'”]|bbox_2d|point_2d)\s*:\s*["'\[(\s]*$"""
-)
+_BOX_KEY_BEFORE = re.compile(rf"""(?:["'“]{_BOX_KEYS}["'”]|bbox_2d|point_2d)\s*:\s*["'\[(\s]*$""")
 # Not names of numbers, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}, [左上x, ...], ["x1", "y1", ...]. Nor
 # placeholders, which are read apart.
 _JSON_KEY = re.compile(
-    r""""(bbox_2d|bbox|point_2d)"\s*:(?!["\[\s]*<bbox>|\s*\[?\s*(?!NaN|Inf|null|true|false)[^\s\d\-+'"\[\](){}])"""
+    rf""""({_BOX_KEYS})"\s*:(?!["\[\s]*<bbox>|\s*\[?\s*(?!NaN|Inf|null|true|false)[^\s\d\-+'"\[\](){{}}])"""
     r"""(?!\s*\[\s*"[^"]*[^\s\d.\-+"][^"]*"\s*,)"""
 )
 _NULL = "null".ljust(len("<bbox>"))  # JSON of the same length
+_NUMBERS = r"[\[(\s]*(?:[A-Za-z_][\w.]*\(\s*)?[\[(\s]*[-+]?\.?\d"
 # What would stay text with its numbers as they are: a Python dict, NumPy's numbers, JSON in JSON, typed quotes, a key
 # without any, and Gemini's key.
-_KEYS = "(?:bbox_2d|bbox|point_2d)"
-_NUMBERS = r"[\[(\s]*(?:[A-Za-z_][\w.]*\(\s*)?[\[(\s]*[-+]?\.?\d"
 _NO_JSON_KEY = re.compile(
-    rf"""(?P<key>'{_KEYS}'|[“”‘’]{_KEYS}[“”‘’]|\\["']{_KEYS}\\["']|(?<![\w"'“”‘’\\])(?:bbox_2d|point_2d)"""
+    rf"""(?P<key>'{_BOX_KEYS}'|[“”‘’]{_BOX_KEYS}[“”‘’]|\\["']{_BOX_KEYS}\\["']|(?<![\w"'“”‘’\\])(?:bbox_2d|point_2d)"""
     rf"""|(?P<gemini>(?:\\?["'“‘])?(?<!\w)box_2d(?:\\?["'”’])?))\s*[:：]\s*(?=[\[(]|[A-Za-z_][\w.]*\(){_NUMBERS}"""
-    rf"""|(?P<json>"{_KEYS}")\s*(?:：\s*{_NUMBERS}|:[\[(\s]*(?:[A-Za-z_][\w.]*\([\[(\s]*[-+]?\.?|\.)\d)"""
+    rf"""|(?P<json>"{_BOX_KEYS}")\s*(?:：\s*{_NUMBERS}|:[\[(\s]*(?:[A-Za-z_][\w.]*\([\[(\s]*[-+]?\.?|\.)\d)"""
 )
 _JSON_KEYS = {"label", "image"}
 _SIGNS = (
