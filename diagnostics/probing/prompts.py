@@ -20,6 +20,7 @@ from finetune.families.base import IGNORED, joined_media
 from finetune.families.parts.phrases import find_phrase, token_texts
 from finetune.families.parts.picture_breaks import without_first_break, without_last_break
 from finetune.samples.conversation import Conversation, ImageRef, Turn, without_label
+from finetune.samples.formats.boxes import unescaped
 
 MOST_NAMED = 3
 
@@ -114,7 +115,7 @@ class ProbeEncoder:
 
     def encode_alone(self, probe: Probe, reply: str) -> Encoded | None:
         """The question without pictures, and the reply; None if the family refuses a prompt without one."""
-        question = " ".join(part.strip() for part in probe.question.split(PLACEHOLDER)).strip()
+        question = " ".join(part.strip() for part in unescaped(probe.question).split(PLACEHOLDER)).strip()
         try:
             return self._encoded(probe, reply, (question,), media=True)
         except ValueError:  # the family refuses it; the probe with its pictures has been read before
@@ -250,7 +251,8 @@ def user_parts(
     probe: Probe, images: Sequence[Any] | None = None, max_pixels: int | None = None
 ) -> tuple[str | ImageRef, ...]:
     """A probe's prompt as Qwen-VL's data writes it, ``Picture 1: `` image ``\\n`` question, images numbered from 1;
-    or, where the question has an ``<image>`` for each, with the images there and nothing added.
+    or, where the question has an ``<image>`` for each, with the images there and nothing added. Marks of boxes behind a
+    backslash are words, as in training data.
 
     ``images`` replace the probe's files (occluded pictures), in the same order; ``max_pixels`` limits the first
     picture only.
@@ -260,12 +262,13 @@ def user_parts(
         ImageRef(path.name, source, max_pixels=max_pixels if at == 0 else None)
         for at, (path, source) in enumerate(zip(probe.images, sources, strict=True))
     ]
-    if PLACEHOLDER in probe.question:
-        first, *texts = probe.question.split(PLACEHOLDER)
+    question = unescaped(probe.question)
+    if PLACEHOLDER in question:
+        first, *texts = question.split(PLACEHOLDER)
         parts = [first, *(part for pair in zip(refs, texts, strict=True) for part in pair)]
         return tuple(part for part in parts if part)
     before = ["\n" * (at > 0) + f"Picture {at + 1}: " for at in range(len(refs))]
-    return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{probe.question}")
+    return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{question}")
 
 
 def _without_labels(parts: Sequence[str | ImageRef]) -> tuple[str | ImageRef, ...]:

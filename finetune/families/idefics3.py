@@ -242,8 +242,10 @@ class Idefics3Family:
         longest, splits = self.published_longest * tile, True
         if settings is not None:
             longest = (settings.get("size") or self.image_processor_class().size)["longest_edge"]
-            said = settings.get("do_image_splitting")
-            splits = self.image_processor_class().do_image_splitting if said is None else said
+            if "do_image_splitting" in settings:  # null is no
+                splits = bool(settings["do_image_splitting"])
+            else:
+                splits = self.image_processor_class().do_image_splitting
         rows, columns = tiles_of(size_pixels, longest, tile) if splits else (1, 1)
         views = views_of((rows, columns))
         count = (side // factor) ** 2

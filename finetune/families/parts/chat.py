@@ -72,7 +72,7 @@ class Chat(NamedTuple):
         )
 
 
-_POLYGON = re.compile(r"(?<!\\)<quad>\s*\(\s*\d")
+_POLYGON = re.compile(r"<quad>\s*\(\s*\d")
 
 
 def encode_conversation(

@@ -137,6 +137,11 @@ class _Found(NamedTuple):
     part: str | BoxRef
 
 
+def unescaped(text: str) -> str:
+    """Words of marks that a backslash keeps as text: ``\\<box>`` → ``<box>``."""
+    return _WORD.sub(r"\1", text)
+
+
 def with_boxes(record: Record, spoken: Sequence[Spoken], units: BoxUnits | None) -> tuple[Turn, ...]:
     """The turns with boxes parsed out of user and assistant texts; problems become faults."""
     images = [part for turn in spoken for part in turn.parts if isinstance(part, ImageRef | VideoRef)]
@@ -185,12 +190,12 @@ class _Places:
                 )
                 continue
             if found.start > position:
-                yield _WORD.sub(r"\1", text[position : found.start])
+                yield unescaped(text[position : found.start])
             if found.part != "":
                 yield found.part
             position = found.end
         if position < len(text) or not text:
-            yield _WORD.sub(r"\1", text[position:])
+            yield unescaped(text[position:])
 
     def _marked(self, text: str) -> Iterator[_Found]:
         rest = text

@@ -538,3 +538,12 @@ def test_paligemma_numbers_of_the_published_model():
     two = SIGLIPS["paligemma2"].model().config
     assert "none further back than 6" in family.attention_shape(two, "layer_0").looks
     assert "further" not in family.attention_shape(two, "layer_1").looks
+
+
+@pytest.mark.parametrize("said", [{}, {"do_image_splitting": None}, {"do_image_splitting": False}])
+def test_a_setting_that_is_null_is_not_one_that_is_left_out(said):
+    """transformers' processor has it as it stands, and null cuts nothing."""
+    family, config = SIGLIPS["idefics3"].family, SIGLIPS["idefics3"].model().config
+    splits = family.image_processor_class()(**said).do_image_splitting
+    words = family.image_arithmetic(config, (300, 200), said).words
+    assert ("and an overview" in words) is bool(splits)
