@@ -11,6 +11,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import pair_all
@@ -124,6 +125,9 @@ def best(driver: webdriver.Chrome, tmp_path: Path) -> None:
         report_html(comparison, pairs, evolution=evolution), encoding="utf-8"
     )
     driver.get((tmp_path / "index.html").as_uri())
+    # A card is drawn once its picture is loaded, which takes longer than the page on a busy machine.
+    loaded = "const one = document.querySelector('.probe').picture; return Boolean(one && one.complete)"
+    WebDriverWait(driver, 30).until(lambda page: page.execute_script(loaded))
 
 
 def listed(driver: webdriver.Chrome, outcome: str) -> list[str]:
